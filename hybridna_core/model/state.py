@@ -1,0 +1,111 @@
+"""What the network carries between calls.
+
+ModelState.start -> model(tokens, state) -> repeat | select | snapshot -> model(more tokens, state)
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class MambaState(NamedTuple):
+    """Mamba-2 layer: last inputs of the convolution and the recurrent state.
+
+    conv  (batch, conv_kernel - 1, channels)
+    ssm   (batch, heads, head_dim, state_size), float32 or float64
+    """
+
+    conv: torch.Tensor
+    ssm: torch.Tensor
+
+
+class AttentionState(NamedTuple):
+    """Attention layer: keys and values read so far.
+
+    keys, values                (batch, length, kv_heads, head_dim)
+    shared_keys, shared_values  (1, prefix, kv_heads, head_dim) or None, read before and common to all rows
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    shared_keys: torch.Tensor | None = None
+    shared_values: torch.Tensor | None = None
+
+
+class ModelState(NamedTuple):
+    """One state per layer, and how many tokens have been read."""
+
+    layers: tuple
+    length: int
+
+    @classmethod
+    def start(cls, config, batch, device=None, dtype=torch.float32):
+        """Return the state before the first token."""
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        layers = []
+        for kind in config.layer_types:
+            if kind == "attention":
+                empty = torch.zeros(batch, 0, config.num_key_value_heads, config.head_dim, device=device, dtype=dtype)
+                layers.append(AttentionState(empty, empty))
+            else:
+                conv = torch.zeros(batch, config.mamba_d_conv - 1, config.conv_width, device=device, dtype=dtype)
+                shape = batch, config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state
+                layers.append(MambaState(conv, torch.zeros(shape, device=device, dtype=exact)))
+        return cls(tuple(layers), 0)
+
+    @property
+    def batch(self):
+        return self.layers[0][0].shape[0]
+
+    def repeat(self, n):
+        """Give each row n times, adjacent; the keys of a single row are stored once and shared."""
+        return ModelState(tuple(_repeat(layer, n) for layer in self.layers), self.length)
+
+    def select(self, rows):
+        """Keep the given rows, in that order, repeats allowed. rows (n,) int64"""
+        return ModelState(tuple(_select(layer, rows) for layer in self.layers), self.length)
+
+    def snapshot(self):
+        """Return a state that later steps cannot change: Mamba states copied, keys and values as they are.
+
+        Keys and values only ever grow into new tensors, so for them the snapshot is free.
+        """
+        copied = [
+            MambaState(layer.conv.clone(), layer.ssm.clone()) if isinstance(layer, MambaState) else layer
+            for layer in self.layers
+        ]
+        return ModelState(tuple(copied), self.length)
+
+    @property
+    def nbytes(self):
+        """Bytes that the state holds."""
+        return sum(t.nbytes for layer in self.layers for t in layer if t is not None)
+
+
+def bytes_per_row(config, length, item_bytes=4):
+    """Return the bytes of one row's state after `length` tokens, nothing shared."""
+    ssm = 4 * config.mamba_n_heads * config.mamba_d_head * config.mamba_d_state
+    conv = item_bytes * (config.mamba_d_conv - 1) * config.conv_width
+    keys = 2 * item_bytes * length * config.num_key_value_heads * config.head_dim
+    return sum(keys if kind == "attention" else ssm + conv for kind in config.layer_types)
+
+
+def _repeat(layer, n):
+    if isinstance(layer, MambaState):
+        return MambaState(*(t.repeat_interleave(n, dim=0) for t in layer))
+    if layer.keys.shape[0] > 1:
+        keys, values = (t.repeat_interleave(n, dim=0) for t in layer[:2])
+        return layer._replace(keys=keys, values=values)
+    if layer.shared_keys is None:
+        shared = layer.keys, layer.values
+    else:
+        shared = (torch.cat(pair, dim=1) for pair in zip(layer[2:], layer[:2], strict=True))
+    own = (t[:, :0].expand(n, -1, -1, -1) for t in layer[:2])
+    return AttentionState(*own, *shared)
+
+
+def _select(layer, rows):
+    if isinstance(layer, MambaState):
+        return MambaState(*(t.index_select(0, rows) for t in layer))
+    keys, values = (t.index_select(0, rows) for t in layer[:2])
+    return layer._replace(keys=keys, values=values)

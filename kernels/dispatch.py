@@ -1,0 +1,85 @@
+"""Which backend runs each op, and why the others do not.
+
+op + arguments -> candidates in order -> the first that does not refuse -> its result
+"""
+
+import os
+
+from hybridna_kernels import installed, reference
+
+# Per op: (backend name, function, refuse). `refuse(args, kwargs)` gives None or a short reason.
+_CANDIDATES = {
+    "ssd_scan": [("chunked", reference.ssd_scan, None), ("sequential", reference.ssd_scan_sequential, None)],
+    "ssd_step": [("reference", reference.ssd_step, None)],
+    "causal_conv1d": [("reference", reference.causal_conv1d, None)],
+    "attention": [("sdpa", installed.sdpa, installed.refuse_sdpa), ("reference", reference.attention, None)],
+    "gated_rms_norm": [("reference", reference.gated_rms_norm, None)],
+}
+OPS = tuple(_CANDIDATES)
+
+
+class KernelError(Exception):
+    """A backend was asked for by name and cannot run, or is unknown."""
+
+
+def forced():
+    """Backends that $HYBRIDNA_KERNELS asks for, as {op: backend}.
+
+    `HYBRIDNA_KERNELS=reference` names one backend for every op that has it; `ssd_scan=sequential,attention=reference`
+    names them one by one. Raises KernelError for unknown names.
+    """
+    text = os.environ.get("HYBRIDNA_KERNELS", "").strip()
+    chosen = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        if item == "auto":
+            continue
+        op, _, backend = item.rpartition("=")
+        targets = [op] if op else [o for o in OPS if backend in _names(o)]
+        if not targets or any(o not in _CANDIDATES or backend not in _names(o) for o in targets):
+            raise KernelError(f"HYBRIDNA_KERNELS: no backend {item!r}; known: {_spell()}")
+        chosen.update(dict.fromkeys(targets, backend))
+    return chosen
+
+
+def run(op, *args, **kwargs):
+    """Run an op on the first backend that does not refuse these arguments; raise KernelError if a forced one does."""
+    wanted = forced().get(op)
+    for name, function, refuse in _CANDIDATES[op]:
+        if wanted not in (None, name):
+            continue
+        reason = refuse(args, kwargs) if refuse else None
+        if reason is None:
+            return function(*args, **kwargs)
+        if wanted == name:
+            raise KernelError(f"{op}: backend {name!r} refuses: {reason}")
+    raise KernelError(f"{op}: every backend refuses")
+
+
+def backends(op):
+    """List an op's backends as (name, function, refuse), in the order of preference."""
+    return list(_CANDIDATES[op])
+
+
+def report():
+    """List (op, backend, state) for `doctor`; state is "in use", "usable" or the reason for refusing.
+
+    A backend that depends on the arguments is judged on a plain forward pass from the start on this machine.
+    """
+    rows = []
+    wanted = forced()
+    for op in OPS:
+        first = True
+        for name, _, _ in _CANDIDATES[op]:
+            chosen = wanted.get(op, name if first else None) == name
+            rows.append((op, name, "in use" if chosen else "usable"))
+            first = False
+    rows += [(op, name, reason) for name, op, reason in installed.absent()]
+    return rows
+
+
+def _names(op):
+    return [name for name, _, _ in _CANDIDATES[op]]
+
+
+def _spell():
+    return ", ".join(f"{op}={'|'.join(_names(op))}" for op in OPS)
