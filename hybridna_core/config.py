@@ -187,21 +187,27 @@ def _require(condition, name, value, allowed):
         raise UsageError(f"is {value!r}, must be {allowed}", where=name)
 
 
-def read_json(path):
-    """Parse a JSON file strictly: UTF-8, below 8 MiB, no duplicate key, no NaN, no deep nesting; else UsageError."""
+def read_json(path, infinity=False):
+    """Parse a JSON file strictly: UTF-8, below 8 MiB, no duplicate key, no NaN, no deep nesting; else UsageError.
+
+    infinity  accept Infinity, which others write into published folders
+    """
     path = Path(path)
     size = path.stat().st_size
     if size > JSON_BYTES_LIMIT:
         raise UsageError(f"{size:,} bytes of JSON, at most {JSON_BYTES_LIMIT:,} are read", where=path)
 
     def pairs(items):
-        keys = [k for k, _ in items]
-        for key in keys:
-            if keys.count(key) > 1:
+        table = {}
+        for key, value in items:
+            if key in table:
                 raise UsageError(f"key {key!r} stands twice", where=path)
-        return dict(items)
+            table[key] = value
+        return table
 
     def constant(text):
+        if infinity and text in ("Infinity", "-Infinity"):
+            return float(text)
         raise UsageError(f"{text} is not a number in JSON", where=path)
 
     try:

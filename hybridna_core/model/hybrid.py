@@ -45,7 +45,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config, device=None, dtype=None):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
+        # nn.Embedding() would draw weights, and doing so on the meta device imports torch's compiler: a second lost.
+        table = torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config, kind, device, dtype) for kind in config.layer_types)
         self.final_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device)
 
