@@ -1,0 +1,59 @@
+"""How much memory is free, and how an amount is spelt.
+
+/proc, cgroup and process limits, or the CUDA driver -> bytes
+"""
+
+from pathlib import Path
+
+
+def free_bytes(device):
+    """Return the bytes that can still be taken on a torch device, or None when the system does not say."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [n for n in (_meminfo(), _cgroup(), _address_space()) if n is not None]
+    return min(limits) if limits else None
+
+
+def spell_bytes(count):
+    """Spell a number of bytes: 512 bytes, 3.2 GiB."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _meminfo():
+    return _field("/proc/meminfo", "MemAvailable:", 1024)
+
+
+def _cgroup():
+    """Bytes left in this process's memory cgroup, version 2."""
+    try:
+        folder = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
+        limit = (folder / "memory.max").read_text().strip()
+        return None if limit == "max" else max(0, int(limit) - int((folder / "memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _address_space():
+    """Bytes left under `ulimit -v`."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    used = _field("/proc/self/status", "VmSize:", 1024)
+    return None if limit == resource.RLIM_INFINITY or used is None else max(0, limit - used)
+
+
+def _field(path, name, unit):
+    try:
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * unit
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
