@@ -1,0 +1,28 @@
+# Each target is a line or two that can be typed by hand. PYTHON is any Python from 3.11 on.
+PYTHON ?= python3
+
+.PHONY: demo test lint docs bench slow
+
+demo: .venv/bin/hybridna
+	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
+
+test: .venv/bin/pytest
+	.venv/bin/python -m pytest -q
+
+lint: .venv/bin/pytest
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+docs: .venv/bin/hybridna
+	.venv/bin/python docs/write_cli.py docs/cli.md
+
+bench: .venv/bin/pytest
+	.venv/bin/python -m pytest -q -m slow -k speed
+
+slow: .venv/bin/pytest
+	.venv/bin/python -m pytest -q -m slow
+
+.venv/bin/hybridna: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e . && touch $@
+
+.venv/bin/pytest: .venv/bin/hybridna
+	.venv/bin/pip install -q -c constraints.txt -e '.[dev]' && touch $@
