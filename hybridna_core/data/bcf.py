@@ -1,0 +1,151 @@
+"""BCF to VCF text and back, by htslib in a process of its own.
+
+bytes in | path -> pysam -> bytes out | path; a damaged file or a full pipe there cannot take this process with it
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+
+from hybridna_core.errors import DataError, SystemFault
+
+_FAILED, _NO_SPACE, _READER_GONE = 3, 5, 141
+
+
+class Transcoder:
+    """A child process that turns BCF into VCF text or text into BCF.
+
+    source   path of a BCF file, or an iterable of byte chunks that are sent to the child
+    target   path to write, an open binary file, or None to read the result through `chunks`
+    mode     as pysam's: `w` text, `wb` BCF, `wb0` BCF uncompressed
+    regions  (contig, start, end) to fetch through the index of `source`; 0-based half-open
+    name     what messages call the data
+    """
+
+    def __init__(self, source, target, mode, *, name, regions=None):
+        self.name = name
+        words = ["-" if target is None or hasattr(target, "fileno") else str(target), mode]
+        words += [source if isinstance(source, str) else "-", json.dumps(regions)]
+        stdout = subprocess.PIPE if target is None else target if hasattr(target, "fileno") else subprocess.DEVNULL
+        feeds = source is None or not isinstance(source, str)
+        # -P: the folder of this file must not shadow modules that pysam imports.
+        command = [sys.executable, "-P", __file__, *words]
+        stdin = subprocess.PIPE if feeds else subprocess.DEVNULL
+        self.child = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+        self.messages, self.fault = [], None
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self._feeder = None
+        if feeds and source is not None:
+            self._feeder = threading.Thread(target=self._feed, args=(source,), daemon=True)
+            self._feeder.start()
+
+    def _listen(self):
+        for line in self.child.stderr:
+            self.messages = [*self.messages[-9:], line.decode("utf-8", "replace").strip()]
+
+    def _feed(self, chunks):
+        try:
+            with self.child.stdin as pipe:
+                for chunk in chunks:
+                    pipe.write(chunk)
+        except BrokenPipeError:
+            pass
+        except Exception as error:
+            self.fault = error
+            self.child.terminate()
+
+    def write(self, data):
+        """Send bytes to the child; raise what it died of."""
+        try:
+            self.child.stdin.write(data)
+        except BrokenPipeError:
+            self.finish()
+            raise
+
+    def chunks(self):
+        """Yield the child's output; raise what it died of at the end."""
+        try:
+            while chunk := self.child.stdout.read1(2**20):
+                yield chunk
+            self.finish()
+        finally:
+            self.stop()
+
+    def finish(self):
+        """Wait for the child to end; raise DataError, SystemFault or BrokenPipeError if it failed."""
+        if self.child.stdin is not None and self._feeder is None:
+            with contextlib.suppress(BrokenPipeError):
+                self.child.stdin.close()
+        code = self.child.wait()
+        for thread in (self._listener, self._feeder):
+            if thread is not None:
+                thread.join()
+        self.child.stderr.close()
+        if self.fault is not None:
+            raise self.fault
+        if code == 0:
+            return
+        if code == _READER_GONE:
+            raise BrokenPipeError
+        said = [m for m in self.messages if m] or [f"htslib ended with signal {-code}" if code < 0 else "htslib failed"]
+        if code == _NO_SPACE:
+            raise SystemFault(said[-1], where=self.name)
+        raise DataError(said[-1], where=self.name, hint="is the file whole?" if self._feeder else None)
+
+    def stop(self):
+        """End the child, whatever it does."""
+        if self.child.poll() is None:
+            self.child.kill()
+            self.child.wait()
+        for stream in (self.child.stdin, self.child.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def _records(source, regions):
+    if regions is None:
+        yield from source
+        return
+    last = None
+    for contig, start, end in regions:
+        if contig not in source.header.contigs:
+            continue
+        for record in source.fetch(contig, start, end):
+            # One that spans two regions came with the first.
+            if last is None or last[0] != contig or record.start >= last[1]:
+                yield record
+        last = contig, end
+
+
+def main(target, mode, path, regions):
+    """Copy records in the child; print what went wrong with its record number; return the exit code."""
+    import errno
+
+    import pysam
+
+    count = 0
+    try:
+        with pysam.VariantFile(path) as source, pysam.VariantFile(target, mode, header=source.header) as sink:
+            for record in _records(source, regions):
+                count += 1
+                sink.write(record)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return _READER_GONE
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            print(error.strerror, file=sys.stderr)
+            return _NO_SPACE
+        print(f"record {count + 1}: {error.strerror or error}", file=sys.stderr)
+        return _FAILED
+    except (ValueError, KeyError) as error:
+        print(f"record {count + 1}: {error}", file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])))
