@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hybridna_core.checkpoint import load_model
-from hybridna_core.data.writers import atomic_output, check_output
+from hybridna_core.data.writers import check_output, open_output
 from hybridna_core.errors import GuardError, UsageError
 from hybridna_core.memory import free_bytes, spell_bytes
 from hybridna_core.model.likelihood import read
@@ -79,9 +79,9 @@ def generate(
     )  # fmt: skip
     how = describe(num_beams, temperature, top_k, top_p, seed)
     how["model"] = f"{model.name}:{model.digest[:12]}"
-    with atomic_output(output, force=force) as aside, open(aside, "w", encoding="ascii", newline="\n") as stream:
+    with open_output(output, force=force) as stream:
         for i, design in enumerate(designs):
-            stream.write(spell_record(f"design_{i + 1}", design, how))
+            stream.write(spell_record(f"design_{i + 1}", design, how).encode())
     mean = sum(d.log_prob for d in designs) / len(designs)
     bases = sum(len(d.sequence) for d in designs)
     return Summary(len(designs), bases, mean, time.monotonic() - start, str(output), how["model"])

@@ -111,14 +111,12 @@ def _device_faults(path):
 def atomic_output(path, force=False):
     """Yield a temporary name beside `path` to write to; on success it becomes `path`, on error nothing stays.
 
-    The name keeps the suffix of `path`. Devices and pipes are yielded themselves, and so is `-`.
+    The name keeps the suffix of `path`. Devices and pipes are yielded themselves; `-` is yielded as /dev/stdout, but
+    open_output is better there, since opening that anew cuts off what a redirected output already holds.
     Raises UsageError if the output exists without `force`, SystemFault when the disk fails or is full.
     """
-    if path is None or os.fspath(path) == "-":
-        yield "-"
-        return
-    path = os.fspath(path)
-    if is_stdout(path) or _in_place(path):
+    path = "/dev/stdout" if is_stdout(path) else os.fspath(path)
+    if path == "/dev/stdout" or _in_place(path):
         with _device_faults(path):
             yield path
         return
