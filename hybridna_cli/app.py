@@ -227,11 +227,12 @@ def end(signal_number, frame):
 
 def prepare_process():
     """Make standard streams whole and signals into exceptions, whatever the caller left us with."""
+    # A closed standard stream would lend its number to the next file that is opened.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if sys.stdout is None:
-        # A descriptor that cannot be written to: data meant for a closed stdout must fail, not vanish.
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)
     # The same bytes in every locale.
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):

@@ -160,12 +160,8 @@ def _spell_value(value):
 
 
 def write_json(table, path):
-    """Write a table as JSON, beside its target first; `-` is stdout. A summary may be overwritten."""
-    text = json.dumps(table, indent=2, default=str) + "\n"
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    from hybridna_core.data.writers import atomic_output
+    """Write a table as JSON; `-` is stdout. Unlike data, an earlier summary is replaced without asking."""
+    from hybridna_core.data.writers import open_output
 
-    with atomic_output(path, force=True) as aside, open(aside, "w", encoding="utf-8") as stream:
-        stream.write(text)
+    with open_output(path, force=True) as handle:
+        handle.write((json.dumps(table, indent=2, default=str) + "\n").encode())

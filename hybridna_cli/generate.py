@@ -18,11 +18,15 @@ def generate(
         str,
         typer.Option("--prompt", metavar="BASES", show_default=False, help="Bases that every sequence begins with."),
     ] = "",
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", metavar="FILE", show_default=False, help="FASTA of prompts, each continued by itself."),
+    ] = None,
     num_sequences: Annotated[
         int | None,
         typer.Option(
             "-n", "--num-sequences", metavar="N", show_default="10, or the number of beams if less",
-            help="How many sequences.",
+            help="How many sequences, per prompt.",
         ),
     ] = None,
     length: Annotated[
@@ -65,7 +69,7 @@ def generate(
 
     with reporting("generate", quiet, summary_json) as report:
         report.summary = core.generate(
-            output, model=model, label=label, prompt=prompt, num_sequences=num_sequences, length=length,
-            num_beams=num_beams, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, device=device,
+            output, model=model, label=label, prompt=prompt, prompts=prompts, num_sequences=num_sequences,
+            length=length, num_beams=num_beams, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, device=device,
             dtype=dtype, force=force, progress=report.progress,
         )  # fmt: skip

@@ -3,7 +3,9 @@
 label, prompt -> tokens -> Reading -> draws or beams (Reading.select) -> read again in one pass -> FASTA
 """
 
+import collections
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -44,9 +46,10 @@ class Design(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of `generate` wrote."""
+    """What a run of `generate` wrote; `marked` counts prompts without sequences, by reason."""
 
     sequences: int
+    marked: dict
     bases: int
     mean_log_prob: float
     seconds: float
@@ -58,33 +61,69 @@ class Summary:
 
 
 def generate(
-    output="-", *, model="base", label=None, prompt="", num_sequences=None, length=DEFAULT_LENGTH, num_beams=None,
-    temperature=None, top_k=None, top_p=None, seed=0, device="auto", dtype="float32", force=False, progress=None,
+    output="-", *, model="base", label=None, prompt="", prompts=None, num_sequences=None, length=DEFAULT_LENGTH,
+    num_beams=None, temperature=None, top_k=None, top_p=None, seed=0, device="auto", dtype="float32", force=False,
+    progress=None,
 ):  # fmt: skip
     """Generate sequences and write them as FASTA; return a Summary.
 
-    output  FASTA to write, `-` for standard output
-    model   name, folder, or a loaded model
+    output   FASTA to write, `-` for standard output
+    model    name, folder, or a loaded model
+    prompts  FASTA of many prompts instead of one; each gives num_sequences, as if it were alone
 
-    The other keywords are those of `generate_sequences`, num_sequences being its n.
+    The other keywords are those of `generate_sequences`, num_sequences being its n. A prompt in a file that holds
+    other letters than A, C, G, T or is too long stays in the output as it is, with a status word.
     """
     start = time.monotonic()
     check_numbers(num_sequences, length, num_beams, temperature, top_k, top_p, seed)
-    check_output(output, force=force)
-    if isinstance(model, str):
+    if prompts is not None and prompt:
+        raise UsageError("one of --prompt and --prompts, not both", where="--prompts")
+    check_output(output, inputs=(prompts,), force=force)
+    named = [("design", prompt)] if prompts is None else read_prompts(prompts)
+    if isinstance(model, str | os.PathLike):
         model = load_model(model, device=device, dtype=dtype)
-    designs = generate_sequences(
-        model, label=label, prompt=prompt, n=num_sequences, length=length, num_beams=num_beams,
-        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, progress=progress,
-    )  # fmt: skip
     how = describe(num_beams, temperature, top_k, top_p, seed)
     how["model"] = f"{model.name}:{model.digest[:12]}"
-    with open_output(output, force=force) as stream:
-        for i, design in enumerate(designs):
-            stream.write(spell_record(f"design_{i + 1}", design, how).encode())
-    mean = sum(d.log_prob for d in designs) / len(designs)
-    bases = sum(len(d.sequence) for d in designs)
-    return Summary(len(designs), bases, mean, time.monotonic() - start, str(output), how["model"])
+    marked, log_probs, bases = collections.Counter(), [], 0
+    with open_output(output, force) as handle:
+        for i, (name, given) in enumerate(named):
+            if prompts is not None and (reason := why_unusable(model, label, given, length)):
+                marked[reason] += 1
+                if sum(marked.values()) == len(named):
+                    what = f"none of {len(named)} prompts can be used ({reason})"
+                    raise DataError(what, where=prompts)
+                handle.write(fasta_record(name, given, {"status": reason}).encode())
+                continue
+            designs = generate_sequences(
+                model, label=label, prompt=given, n=num_sequences, length=length, num_beams=num_beams,
+                temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, progress=share(progress, i, len(named)),
+            )  # fmt: skip
+            for k, design in enumerate(designs):
+                handle.write(fasta_record(f"{name}_{k + 1}", design.sequence, fields_of(design) | how).encode())
+                log_probs.append(design.log_prob)
+                bases += len(design.sequence)
+    mean = sum(log_probs) / len(log_probs)
+    return Summary(len(log_probs), dict(marked), bases, mean, time.monotonic() - start, str(output), how["model"])
+
+
+def read_prompts(path):
+    """Return (name, bases) of each record of a FASTA; letters other than A, C, G, T come as N."""
+    with open_genome(path) as genome:
+        return [(name, genome.fetch(name, 0, length)) for name, length in genome.contigs.items()]
+
+
+def why_unusable(model, label, prompt, length):
+    """Return the status word of a prompt that cannot be continued, or None."""
+    if "N" in prompt:
+        return "bad_prompt"
+    return "too_long" if length > room_after(model, len(start_tokens(model, label, prompt))) else None
+
+
+def share(progress, i, count):
+    """Return a progress callable for the i-th of `count` equal parts, or None."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(i * total + done, count * total)
 
 
 def generate_sequences(
@@ -179,15 +218,20 @@ def start_tokens(model, label, prompt):
     return head
 
 
+def room_after(model, given):
+    """Return how many bases the model can still read after `given` tokens."""
+    return max(0, model.config.context_length - given)
+
+
 def check_room(model, given, length, num_beams):
     """Raise UsageError when the sequence is longer than the model reads, or the beams need more memory than is free.
 
     given  tokens before the first generated base
     """
-    room = model.config.context_length - given
+    room = room_after(model, given)
     if length > room:
         what = f"{length:,} bases after {given:,} tokens are more than the model reads at once"
-        raise UsageError(what, where="--length", hint=f"at most {max(room, 0):,} here")
+        raise UsageError(what, where="--length", hint=f"at most {room:,} here")
     rows = SAMPLE_ROWS if num_beams is None else num_beams
     item = torch.finfo(model.dtype).bits // 8
     # The old and the chosen state stand side by side, and one layer's update takes a few copies of its own.
@@ -322,10 +366,11 @@ def describe(num_beams, temperature, top_k, top_p, seed):
     return {key: value for key, value in how.items() if value is not None}
 
 
-def spell_record(name, design, how):
-    """Spell one FASTA record, with `key=value` pairs behind its name."""
-    pairs = {"log_prob": f"{design.log_prob:.4f}", "gc": f"{design.gc:.3f}", "label": design.label}
-    pairs["prompt_bases"] = design.prompt_bases or None
-    pairs |= how
-    text = " ".join(f"{key}={value}" for key, value in pairs.items() if value is not None)
-    return f">{name} {text}\n{design.sequence}\n"
+def fields_of(design):
+    """Return what is written behind the name of one sequence."""
+    fields = {"status": "ok", "log_prob": f"{design.log_prob:.4f}", "gc": f"{design.gc:.3f}"}
+    if design.label is not None:
+        fields["label"] = design.label
+    if design.prompt_bases:
+        fields["prompt_bases"] = design.prompt_bases
+    return fields
