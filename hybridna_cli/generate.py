@@ -20,7 +20,7 @@ def generate(
     ] = "",
     prompts: Annotated[
         str | None,
-        typer.Option("--prompts", metavar="FILE", show_default=False, help="FASTA of prompts, each continued by itself."),
+        typer.Option("--prompts", metavar="FILE", show_default=False, help="FASTA of prompts, continued one by one."),
     ] = None,
     num_sequences: Annotated[
         int | None,
@@ -70,6 +70,6 @@ def generate(
     with reporting("generate", quiet, summary_json) as report:
         report.summary = core.generate(
             output, model=model, label=label, prompt=prompt, prompts=prompts, num_sequences=num_sequences,
-            length=length, num_beams=num_beams, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, device=device,
-            dtype=dtype, force=force, progress=report.progress,
+            length=length, num_beams=num_beams, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+            device=device, dtype=dtype, force=force, progress=report.progress,
         )  # fmt: skip

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from hybridna_core.checkpoint import load_model
-from hybridna_core.data.writers import check_output, open_output
-from hybridna_core.errors import GuardError, UsageError
+from hybridna_core.data.genome import open_genome
+from hybridna_core.data.writers import check_output, fasta_record, open_output
+from hybridna_core.errors import DataError, GuardError, UsageError
 from hybridna_core.memory import free_bytes, spell_bytes
 from hybridna_core.model.likelihood import read
 from hybridna_core.model.state import bytes_per_row
