@@ -28,8 +28,8 @@ from hybridna_core.weight_files import (
     hint_for,
     looks_like,
     open_model_file,
+    open_tensors,
     read_headers,
-    read_tensors,
 )
 
 log = logging.getLogger("hybridna")
@@ -496,11 +496,11 @@ def check_shapes(headers, model, where):
 
 
 def own_tensors(headers, allow_nonfinite):
-    """Yield (name, tensor) of a folder of ours, file by file."""
-    for file in sorted({entry.file for entry in headers.values()}):
-        names = [name for name, entry in headers.items() if entry.file == file]
-        for name, tensor in read_tensors(file, names):
-            check_finite(name, tensor, allow_nonfinite, file)
+    """Yield (name, tensor) of a folder of ours, one tensor at a time."""
+    with open_tensors(headers) as get:
+        for name, entry in headers.items():
+            tensor = get(name)
+            check_finite(name, tensor, allow_nonfinite, entry.file)
             yield name, tensor
 
 
@@ -509,7 +509,8 @@ def fill_model(model, tensors, device):
     wanted = model.state_dict()
     ready = {}
     for name, tensor in tensors:
-        ready[name] = tensor.to(device=device, dtype=wanted[name].dtype)
+        # A copy, since tensors read from a mapped file change with it and lie at odd addresses.
+        ready[name] = tensor.to(device=device, dtype=wanted[name].dtype, copy=True)
     if model.config.tie_word_embeddings:
         ready["lm_head.weight"] = ready["model.embed_tokens.weight"]
     model.load_state_dict(ready, strict=True, assign=True)

@@ -3,6 +3,7 @@
 path -> inside the model folder? -> what it looks like -> header (names, dtypes, shapes, offsets) -> tensors
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -214,16 +215,27 @@ def _check_layout(entries, data_bytes, path):
         raise ModelError(f"{data_bytes - due:,} bytes after the last tensor belong to none", where=path)
 
 
-def read_tensors(path, names):
-    """Yield (name, tensor) of one safetensors file on the CPU in the order given, each read when asked for."""
+@contextlib.contextmanager
+def open_tensors(headers):
+    """Give a function `get(name, rows=None)` that reads one tensor, or a span of its first axis, onto the CPU.
+
+    headers  dict of tensor name -> Entry, as `read_headers` returns it; files are mapped, not read
+    """
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            for name in names:
-                yield name, handle.get_tensor(name)
-    except SafetensorError as error:
-        raise ModelError(str(error), where=path) from None
+    with contextlib.ExitStack() as stack:
+        files = {}
+        try:
+            for file in sorted({entry.file for entry in headers.values()}):
+                files[file] = stack.enter_context(safe_open(file, framework="pt", device="cpu"))
+        except SafetensorError as error:
+            raise ModelError(str(error), where=file) from None
+
+        def get(name, rows=None):
+            handle = files[headers[name].file]
+            return handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows[0] : rows[1]]
+
+        yield get
 
 
 def check_finite(name, tensor, allow_nonfinite, where):
