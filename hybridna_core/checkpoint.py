@@ -42,6 +42,9 @@ STORED_DTYPES = ("float32", "bfloat16")
 # Decay and step parameters lose their meaning in eight bits of mantissa; norm weights cost next to nothing.
 FLOAT32_ALWAYS = re.compile(r"(A_log|D|dt_bias|norm\.weight)$")
 CODE_KEYS = ("auto_map", "_target_", "class_path", "custom_pipelines", "trust_remote_code")
+DEVICE_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.ESTALE,
+)  # fmt: skip
 REMOTE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 REVISION = re.compile(r"[0-9a-f]{40}")
 
@@ -70,7 +73,8 @@ def atomic_folder(folder, *, force=False, about=None):
     """
     folder = Path(os.path.abspath(folder))
     check_target(folder, force=force)
-    temporary = folder.parent / f".{folder.name[:200]}.partial-{secrets.token_hex(6)}"
+    # Not made from the target's name, which may already be as long as names can be.
+    temporary = folder.parent / f".hybridna-{os.getpid()}-{secrets.token_hex(4)}.partial"
     try:
         try:
             temporary.mkdir()
@@ -78,6 +82,9 @@ def atomic_folder(folder, *, force=False, about=None):
             write_manifest(temporary, about=about)
             _replace(temporary, folder)
         except OSError as error:
+            # Whatever else the caller's own code met is not a fault of this folder.
+            if error.errno not in DEVICE_ERRORS:
+                raise
             raise system_fault(error, folder) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -106,7 +113,7 @@ def _replace(temporary, folder):
     """Rename a finished folder to its name; an older one is moved aside first and deleted last."""
     old = None
     if folder.exists():
-        old = folder.parent / f".{folder.name[:200]}.old-{secrets.token_hex(6)}"
+        old = folder.parent / f".hybridna-{os.getpid()}-{secrets.token_hex(4)}.old"
         os.rename(folder, old)
     try:
         os.rename(temporary, folder)

@@ -357,17 +357,20 @@ def load_published(
     allow_partial     load what fits; the rest keeps its fresh initial weights
     accept_conflicts  go on where config.json and the shapes contradict each other in what shapes cannot settle
     n_groups, attention_heads  go over config.json
+    plan              of `plan_import`, if made already
 
-    Every assumption and conflict is logged as a warning. Raises ModelError, with the report as its attribute.
+    Without a plan every assumption and conflict is logged as a warning. Raises ModelError, with the report as its attribute.
     """
     from hybridna_core.checkpoint import choose_device, choose_dtype, empty_model, fill_model, finish_model, sha256
     from hybridna_core.model.hybrid import HybridLM
 
+    # Whoever made the plan shows its report.
+    quiet = plan is not None
     plan = plan or plan_import(folder, n_groups=n_groups, attention_heads=attention_heads)
     report = plan.report
     check_report(report, allow_partial=allow_partial, accept_conflicts=accept_conflicts)
     for line in report.lines():
-        if line.startswith(("ASSUMED", "CONFLICT", "never run")):
+        if not quiet and line.startswith(("ASSUMED", "CONFLICT", "never run")):
             log.warning("%s: %s", plan.folder.name, line, extra={"kind": "published-" + line.split()[0].lower()})
     number_format = choose_dtype(stored_dtype(plan) if dtype == "auto" else dtype)
     target = choose_device(device)

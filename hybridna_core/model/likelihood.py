@@ -58,7 +58,7 @@ def read(model, tokens, reading=None, *, renormalize=True, segment=None):
             predicted, target = following[:, :-1], part[:, 1:]
         else:
             predicted, target = torch.cat([logits[:, None], following[:, :-1]], dim=1), part
-        parts.append(_pick(predicted, target, renormalize))
+        parts.append(pick_log_probs(predicted, target, renormalize))
         logits = following[:, -1]
     return torch.cat(parts, dim=1), Reading(state, logits)
 
@@ -77,7 +77,11 @@ def _first(tokens):
     return quarter.masked_fill(~_is_base(tokens), float("nan"))
 
 
-def _pick(logits, tokens, renormalize):
+def pick_log_probs(logits, tokens, renormalize=True):
+    """Log-probability of each token under the logits beside it, as `read` defines it.
+
+    logits (batch, n, vocabulary), tokens (batch, n) -> (batch, n) float64, nats
+    """
     if not renormalize:
         return torch.log_softmax(logits, dim=-1).gather(-1, tokens[..., None])[..., 0].double()
     known = _is_base(tokens)
