@@ -63,7 +63,7 @@ class Lines:
         self.command, self.clock = command, clock
         self.start = self.last = clock()
 
-    def __call__(self, done, total=None):
+    def __call__(self, done, total=None, note=""):
         now = self.clock()
         if now - self.last < SECONDS_BETWEEN_LINES:
             return
@@ -73,7 +73,7 @@ class Lines:
         text += f", {rate:,.3g}/s"
         if total is not None and rate > 0:
             text += f", {spell_time((total - done) / rate)} left"
-        say(self.command, text)
+        say(self.command, f"{text}, {note}" if note else text)
 
     def close(self):
         pass
@@ -86,6 +86,7 @@ class Bar:
         from rich import progress as rich_progress
         from rich.console import Console
 
+        self.command = command
         self.bar = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(),
             rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn(),
@@ -94,8 +95,8 @@ class Bar:
         self.task = self.bar.add_task(f"hybridna {command}", total=None)
         self.bar.start()
 
-    def __call__(self, done, total=None):
-        self.bar.update(self.task, completed=done, total=total)
+    def __call__(self, done, total=None, note=""):
+        self.bar.update(self.task, completed=done, total=total, description=f"hybridna {self.command} {note}".strip())
 
     def close(self):
         self.bar.stop()

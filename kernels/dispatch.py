@@ -83,3 +83,10 @@ def _names(op):
 
 def _spell():
     return ", ".join(f"{op}={'|'.join(_names(op))}" for op in OPS)
+
+
+def check_parity(device="cpu"):
+    """Compare each usable backend with its definition: rows (op, backend, error, limit), see `parity.check`."""
+    from hybridna_kernels import parity
+
+    return parity.check(device)

@@ -1,6 +1,6 @@
 """Plain torch definitions of the five ops.
 
-ssd_scan_sequential is the truth for the recurrence; ssd_scan is the same sum in chunks, which is what runs without extras.
+ssd_scan_sequential is the truth for the recurrence; ssd_scan is the same sum in chunks, which runs without extras.
 x, dt, B, C -> chunk states -> states passed on -> read-out + causal block -> y
 """
 
@@ -109,9 +109,9 @@ def _ssd_scan_group(x, dt, A, B, C, D, state, chunk_size):
     else:
         current = state.to(exact).permute(0, 3, 1, 2)
     before = []
-    for c in range(chunks):
+    for gain, keep in zip(added.unbind(1), carry.unbind(1), strict=True):
         before.append(current)
-        current = torch.addcmul(added[:, c], carry[:, c], current)
+        current = torch.addcmul(gain, keep, current)
     before = torch.stack(before, dim=1).reshape(rows, size, heads * head_dim)
 
     # 3. What the earlier chunks contribute, again one product for the group.

@@ -137,9 +137,7 @@ def initialize(model, seed=0):
         elif leaf[0] == "A_log":
             draw(parameter, lambda t: t.uniform_(1, 16, generator=generator).log_())
         elif leaf[0] == "dt_bias":
-            dt = torch.exp(
-                torch.empty(parameter.shape).uniform_(math.log(0.001), math.log(0.1), generator=generator)
-            )
+            dt = torch.exp(torch.empty(parameter.shape).uniform_(math.log(0.001), math.log(0.1), generator=generator))
             # The inverse of softplus.
             parameter.copy_((dt + torch.log(-torch.expm1(-dt))).to(parameter.dtype))
         elif leaf[0] == "conv1d":

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
+from hybridna_core.errors import UsageError
 from hybridna_core.model.state import ModelState
-from hybridna_core.tokenizer import BASE_IDS, A, T
+from hybridna_core.tokenizer import BASE_IDS, A, T, encode
 
 
 class Reading(NamedTuple):
@@ -61,6 +62,35 @@ def read(model, tokens, reading=None, *, renormalize=True, segment=None):
         parts.append(pick_log_probs(predicted, target, renormalize))
         logits = following[:, -1]
     return torch.cat(parts, dim=1), Reading(state, logits)
+
+
+@torch.no_grad()
+def logits(model, tokens):
+    """Return the logits after each token. tokens (batch, length) ids -> (batch, length, vocabulary) float32"""
+    tokens = torch.as_tensor(tokens, dtype=torch.int64, device=model.device)
+    hidden, _ = model(tokens)
+    return model.head(hidden)
+
+
+def log_probs(model, sequences, renormalize=True):
+    """Return the log-probability of every base, given all before it in its sequence.
+
+    sequences    list of str, each of at least one base
+    renormalize  over A, C, G, T; False: plain softmax over the whole vocabulary
+    returns      list of float64 arrays of len(sequence), nats; NaN at N and other unknown letters when renormalised
+
+    Each sequence is read by itself after the model's start token, so its numbers do not depend on the others.
+    """
+    found = []
+    for number, sequence in enumerate(sequences):
+        if not sequence:
+            raise UsageError("is empty", where=f"sequence {number}")
+        ids = torch.from_numpy(encode(sequence)).long()
+        start = [] if model.config.bos_token_id is None else [model.config.bos_token_id]
+        tokens = torch.cat([torch.tensor(start, dtype=torch.int64), ids])[None].to(model.device)
+        values, _ = read(model, tokens, renormalize=renormalize)
+        found.append(values[0, len(start) :].cpu().numpy())
+    return found
 
 
 def base_log_probs(logits):

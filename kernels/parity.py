@@ -1,0 +1,74 @@
+"""Every usable backend of every op against its slow definition in float64.
+
+random inputs per op -> definition in float64 -> definition and backend in float32 -> largest errors
+"""
+
+import torch
+
+from hybridna_kernels import dispatch, reference
+
+_DEFINITIONS = {
+    "ssd_scan": reference.ssd_scan_sequential,
+    "ssd_step": reference.ssd_step,
+    "causal_conv1d": reference.causal_conv1d,
+    "attention": reference.attention,
+    "gated_rms_norm": reference.gated_rms_norm,
+}
+
+
+def definition(op):
+    """Return the slow function that defines an op."""
+    return _DEFINITIONS[op]
+
+
+def example(op, *, length=65, batch=2, with_state=True, seed=0, device="cpu", dtype=torch.float64):
+    """Draw plausible inputs of an op; return (args, kwargs). Lengths are tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    heads, head_dim, groups, size = 4, 16, 1, 32
+    if op in ("ssd_scan", "ssd_step"):
+        dt = torch.nn.functional.softplus(normal(batch, length, heads) - 2)
+        A, D = -torch.exp(normal(heads)), normal(heads)
+        x, B, C = (normal(batch, length, n, w) for n, w in ((heads, head_dim), (groups, size), (groups, size)))
+        state = normal(batch, heads, head_dim, size)
+        if op == "ssd_step":
+            return (x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, state), {}
+        return (x, dt, A, B, C, D), {"state": state if with_state else None}
+    if op == "causal_conv1d":
+        state = normal(batch, 3, 24) if with_state else None
+        return (normal(batch, length, 24), normal(24, 4), normal(24)), {"state": state}
+    if op == "attention":
+        k, v = normal(batch, length, 2, head_dim), normal(batch, length, 2, head_dim)
+        return (normal(batch, length, heads, head_dim), k, v), {}
+    y, z = normal(batch, length, 64), normal(batch, length, 64)
+    return (y, z, normal(64), 1e-6), {}
+
+
+def check(device="cpu"):
+    """Compare each usable backend with its definition; return rows (op, backend, error, limit).
+
+    error  largest difference of a float32 output or state from the float64 definition, relative to its largest value
+    limit  twice what the definition itself loses in float32, and at least 1e-6
+    """
+    rows = []
+    for op in dispatch.OPS:
+        exact = _outputs(_DEFINITIONS[op], *example(op, device=device))
+        args, kwargs = example(op, device=device, dtype=torch.float32)
+        limit = max(1e-6, 2 * _difference(_outputs(_DEFINITIONS[op], args, kwargs), exact))
+        for name, function, refuse in dispatch.backends(op):
+            if refuse is None or refuse(args, kwargs) is None:
+                rows.append((op, name, _difference(_outputs(function, args, kwargs), exact), limit))
+    return rows
+
+
+@torch.no_grad()
+def _outputs(function, args, kwargs):
+    out = function(*args, **kwargs)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def _difference(found, exact):
+    return max(float((f.double() - e).abs().max() / e.abs().max()) for f, e in zip(found, exact, strict=True))
