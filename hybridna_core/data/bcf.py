@@ -5,12 +5,14 @@ bytes in | path -> pysam -> bytes out | path; a damaged file or a full pipe ther
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
 
 from hybridna_core.errors import DataError, SystemFault
 
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _FAILED, _NO_SPACE, _READER_GONE = 3, 5, 141
 
 
@@ -30,10 +32,11 @@ class Transcoder:
         words += [source if isinstance(source, str) else "-", json.dumps(regions)]
         stdout = subprocess.PIPE if target is None else target if hasattr(target, "fileno") else subprocess.DEVNULL
         feeds = source is None or not isinstance(source, str)
-        # -P: the folder of this file must not shadow modules that pysam imports.
-        command = [sys.executable, "-P", __file__, *words]
+        command = [sys.executable, "-P", "-m", "hybridna_core.data.bcf", *words]
         stdin = subprocess.PIPE if feeds else subprocess.DEVNULL
-        self.child = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+        # Found as this process found them, however it was started.
+        places = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, *sys.path]))}
+        self.child = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=places)
         self.messages, self.fault = [], None
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()

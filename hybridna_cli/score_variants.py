@@ -1,0 +1,115 @@
+"""`hybridna score-variants`: how likely each alternative allele is, beside the reference, written into the VCF."""
+
+from typing import Annotated
+
+import typer
+
+from hybridna_cli.console import reporting
+from hybridna_cli.options import (
+    AllowMissingEof,
+    Device,
+    DryRun,
+    Dtype,
+    Fasta,
+    Force,
+    Input,
+    Model,
+    NoVersion,
+    OtherLetters,
+    Output,
+    Quiet,
+    RebuildIndex,
+    RenameChrs,
+    Rna,
+    Strict,
+    SummaryJson,
+    Threads,
+    Window,
+)
+
+
+def score_variants(
+    vcf: Input,
+    fasta_ref: Fasta,
+    output: Output = "-",
+    output_type: Annotated[
+        str | None,
+        typer.Option(
+            "-O", "--output-type", metavar="v|z|b|u", show_default="by the output's suffix",
+            help="VCF, bgzip VCF, BCF, uncompressed BCF.",
+        ),
+    ] = None,
+    write_index: Annotated[
+        bool, typer.Option("-W", "--write-index", help="Index the output (.tbi, of a BCF .csi).")
+    ] = False,
+    model: Model = "base",
+    window: Window = None,
+    horizon: Annotated[
+        int | None,
+        typer.Option(
+            "--horizon", metavar="BASES", show_default="half the window",
+            help="Bases counted from the first changed base on; fewer are faster, and another score.",
+        ),
+    ] = None,
+    stride: Annotated[
+        int, typer.Option("--stride", metavar="BASES", help="Begin what is read at multiples of so many bases.")
+    ] = 1,
+    per_strand: Annotated[
+        bool, typer.Option("--per-strand", help="Write HD_FWD and HD_REV, the two reading directions, too.")
+    ] = False,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            "-r", "--regions", metavar="REGIONS", show_default=False, help="chr, chr:beg-end, ...; counted from 1."
+        ),
+    ] = None,
+    regions_file: Annotated[
+        str | None,
+        typer.Option(
+            "-R", "--regions-file", metavar="FILE", show_default=False,
+            help="Regions from a file: BED if it ends in .bed or .bed.gz, else contig, beg, end counted from 1.",
+        ),
+    ] = None,
+    check_ref: Annotated[
+        str,
+        typer.Option(
+            "--check-ref", metavar="e|w|x|s",
+            help="Where REF is not what the FASTA has: stop; mark; mark as excluded; swap where ALT is what it has.",
+        ),
+    ] = "w",
+    rename_chrs: RenameChrs = None,
+    info_prefix: Annotated[
+        str, typer.Option("--info-prefix", metavar="TEXT", help="What the names of the new fields begin with.")
+    ] = "HD_",
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite scores that the input has already.")] = False,
+    strict: Strict = False,
+    no_version: NoVersion = False,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    summary_json: SummaryJson = None,
+    rebuild_index: RebuildIndex = False,
+    other_letters: OtherLetters = None,
+    rna: Rna = False,
+    allow_missing_eof: AllowMissingEof = False,
+):  # fmt: skip
+    """Score every alternative allele of a VCF or BCF.
+
+    The same records come out with HD_LLR = log P(alternative) - log P(reference), in nats; HD_EDGE, which tells
+    that a contig end was near; and HD_ST: ok, or why an allele has no score. Negative: the model finds the
+    alternative less likely.
+    """
+    from hybridna_core.commands import score_variants as core
+
+    with reporting("score-variants", quiet, summary_json) as report:
+        report.summary = core.score_variants(
+            vcf, fasta_ref, output, output_type=output_type, write_index=write_index, model=model, window=window,
+            horizon=horizon, stride=stride, per_strand=per_strand, regions=regions, regions_file=regions_file,
+            check_ref=check_ref, rename_chrs=rename_chrs, info_prefix=info_prefix, replace=replace, strict=strict,
+            no_version=no_version, device=device, dtype=dtype, force=force, dry_run=dry_run,
+            rebuild_index=rebuild_index, other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof,
+            progress=report.progress,
+        )  # fmt: skip
