@@ -1,23 +1,24 @@
 """FASTA random access: contig naming, windows of bases, an index that is built safely and never stale.
 
-path -> check -> .fai (and .gzi) read and compared with the file, else built by one validating scan -> pysam -> bases
+path -> check -> .fai (and .gzi) read and compared with the file, else built by one validating scan -> windows of bases
 
 The scan is our own because it must name line, column and letter of what is wrong in the same pass; the index files it
-writes are those of samtools.
+writes are those of samtools. Windows are read here too: htslib's reader takes 2^31 - 1 for the length of any longer
+contig, skips bytes that are no letters, and needs its index on disk.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 import re
 import secrets
-import tempfile
 from array import array
 from bisect import bisect_right
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-import pysam
 
 from hybridna_core.data.inputs import (
     BGZF_EOF,
@@ -33,9 +34,6 @@ from hybridna_core.data.inputs import (
 )
 from hybridna_core.errors import DataError, SystemFault, UsageError, nearest
 from hybridna_core.tokenizer import encode
-
-# htslib otherwise prints its own lines to stderr beside our errors.
-pysam.set_verbosity(0)
 
 _FINE = b"ACGTNacgtn"
 _IUPAC = b"RYKMSWBDHV"
@@ -61,7 +59,7 @@ def open_genome(path, rebuild_index=False, other_letters=None, rna=False, allow_
 
 
 class Genome:
-    """An open FASTA file. One per process and thread: neither fork nor share it.
+    """An open FASTA file; may be used after a fork.
 
     contigs  name -> length in bp, in file order
     """
@@ -76,21 +74,20 @@ class Genome:
         index = None
         if not rebuild_index:
             index = _usable_index(self.path, compressed)
-        on_disk = index is not None
         if index is None:
             index = scan_fasta(self.path, other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof)
             self.check_unchanged()
             self._warned.update(index.warned)
-            on_disk = _write_index(self.path, index)
-        self.contigs = {}
-        for name, length in zip(index.names, index.lengths, strict=True):
+            _write_index(self.path, index)
+        self.contigs, self._rows = {}, {}
+        for i, (name, length) in enumerate(zip(index.names, index.lengths, strict=True)):
             if length:
-                self.contigs[name] = length
+                self.contigs[name], self._rows[name] = length, i
             else:
                 warn("empty-contig", f"{self.path}: contig {name} has no bases; skipped")
         if not self.contigs:
             raise DataError("no contig has any bases", where=self.path, hint="was the download complete?")
-        self._fasta = _open_pysam(self.path, index, on_disk)
+        self._index, self._text = index, _Text(self.path, index.blocks)
 
     def __enter__(self):
         return self
@@ -99,7 +96,7 @@ class Genome:
         self.close()
 
     def close(self):
-        self._fasta.close()
+        self._text.close()
 
     def fetch(self, contig, start, end):
         """Return the bases of [start, end), 0-based half-open, as upper-case text over A, C, G, T, N.
@@ -171,14 +168,19 @@ class Genome:
             raise DataError(what, where=f"{contig}:{start + 1}-{end}")
         if start == end:
             return b""
+        i = self._rows[contig]
+        offset, bases, width = (column[i] for column in self._index[2:5])
+        first = offset + start // bases * width + start % bases
+        last = offset + (end - 1) // bases * width + (end - 1) % bases + 1
         try:
-            raw = self._fasta.fetch(contig, start, end).encode("latin-1").upper()
-        except (ValueError, OSError, KeyError, UnicodeError):
-            raw = b""
+            raw = self._text.read(first, last - first).translate(None, b"\r\n").upper()
+        except DataError:
+            self.check_unchanged()
+            raise
         if len(raw) != end - start:
             self.check_unchanged()
-            what = f"{end - start:,} bases due, {len(raw):,} read from {self.path}: damaged, or the index is wrong"
-            raise DataError(what, where=f"{contig}:{start + 1}-{end}", hint="fetch it again, or give --rebuild-index")
+            what = f"{end - start:,} bases due, {len(raw):,} read from {self.path}; the index is wrong"
+            raise DataError(what, where=f"{contig}:{start + 1}-{end}", hint="give --rebuild-index")
         return raw
 
     def _mend(self, raw, contig, start):
@@ -439,13 +441,13 @@ class _Scanner:
 
     def _header_at(self, at):
         """Text of the header at byte `at`, read again: keeping them all would take memory for a rare message."""
-        seen = 0
+        passed, line = 0, b""
         for data in read_chunks(self.path, allow_missing_eof=True):
-            if seen + len(data) > at:
-                line = data[at - seen + 1 :][:4096].split(b"\n", 1)[0]
-                return line.removesuffix(b"\r").decode("utf-8", "replace")
-            seen += len(data)
-        return ""
+            line += data[max(0, at + 1 - passed) :]
+            passed += len(data)
+            if b"\n" in line or len(line) > _HEADER_BYTES_LIMIT:
+                break
+        return line.split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8", "replace")
 
     def _line_end(self, is_crlf, line):
         if self.crlf is None:
@@ -462,7 +464,7 @@ class _Scanner:
             before = raw[breaks - 1] == 13
             before[0] &= breaks[0] > 0
             self._line_end(before[0], self.line)
-            if before.any() != before.all() or (returns and not before.all()):
+            if before.any() != before.all():
                 self._line_end(not self.crlf, self.line + int(np.flatnonzero(before != before[0])[0]))
         if returns != (breaks.size if self.crlf else 0):
             ends = set(breaks - 1)
@@ -578,13 +580,22 @@ def _usable_index(path, compressed):
         if blocks is None:
             return None
         index = index._replace(blocks=blocks)
-    _check_size(path, index)
     changed = os.stat(path).st_mtime_ns
+    with contextlib.closing(_Text(path, index.blocks)) as text:
+        try:
+            size, fits = text.size(), _fits(text, index)
+        except DataError:
+            # A block is not where the index has it. Building it anew finds out which of the two is wrong.
+            size, fits = None, False
+    end = int(_ends(index).max())
+    if size is not None and end > size:
+        what = f"the file is shorter than its index says ({size:,} bytes of text, {end:,} due)"
+        raise DataError(what, where=path, hint="fetch it again, or give --rebuild-index if this is the right file")
     for name in (fai, gzi) if compressed else (fai,):
         if os.stat(name).st_mtime_ns < changed:
             warn("index", f"{name}: older than the FASTA file; building it again")
             return None
-    if not _fits(path, index):
+    if not fits:
         warn("index", f"{fai}: does not fit the FASTA file; building it again")
         return None
     return index
@@ -645,29 +656,7 @@ def _ends(index):
     return np.where(lengths > 0, offsets + full * widths + lengths - full * bases, offsets)
 
 
-def _check_size(path, index):
-    """Raise DataError when the file ends before the last base of the index."""
-    end = int(_ends(index).max())
-    if index.blocks is None:
-        size = os.path.getsize(path)
-    else:
-        size = _last_block_end(path, index.blocks)
-    if end > size:
-        what = f"the file is shorter than its index says ({size:,} bytes of text, {end:,} due)"
-        raise DataError(what, where=path, hint="fetch it again, or give --rebuild-index if this is the right file")
-
-
-def _last_block_end(path, blocks):
-    """Length in bytes of the decompressed file."""
-    compressed, inside = blocks[-1] if blocks else (0, 0)
-    with open_input(path) as handle:
-        handle.seek(compressed)
-        return inside + sum(
-            len(data) for _, data in bgzf_blocks(handle, path, offset=compressed, allow_missing_eof=True)
-        )
-
-
-def _fits(path, index):
+def _fits(text, index):
     """Compare headers in the file with the index: all gaps by arithmetic, up to 256 of them by reading."""
     offsets = np.array(index.offsets, dtype=np.int64)
     ends = _ends(index)
@@ -677,45 +666,71 @@ def _fits(path, index):
     if gaps.min() < 3 or gaps.max() > 2 * _HEADER_BYTES_LIMIT or not np.isin((widths - bases)[filled], (1, 2)).all():
         return False
     chosen = np.unique(np.linspace(0, len(offsets) - 1, _CHECKED_CONTIGS).astype(int))
-    read_at = _reader_at(path, index.blocks)
     for i in chosen:
-        gap = read_at(int(offsets[i] - gaps[i]), int(gaps[i]))
-        if i == 0:
-            gap = gap.removeprefix(BYTE_ORDER_MARK)
-        # Contigs without bases are not in an index, so their headers may stand in the gap.
-        *before, header = gap.rstrip(b"\r\n").split(b"\n")
-        name = re.split(rb"[ \t\r]", header, maxsplit=1)[0]
-        if not gap.endswith(b"\n") or name != b">" + index.names[i].encode():
+        if not _is_header(text.read(int(offsets[i] - gaps[i]), int(gaps[i])), index.names[i], i == 0):
             return False
-        if any(line.strip() and not line.startswith(b">") for line in before):
-            return False
-    tail = read_at(int(ends[-1]), 4096)
+    tail = text.read(int(ends[-1]), 4096)
     return all(not line.strip() or line.startswith(b">") for line in tail.split(b"\n"))
 
 
-def _reader_at(path, blocks):
-    """Return read(offset, n): at most n bytes of the decompressed file from byte `offset` on."""
+def _is_header(gap, name, first):
+    """Tell whether the text between two contigs is the header of `name`, perhaps after contigs without bases."""
+    gap = gap.removeprefix(BYTE_ORDER_MARK) if first else gap
+    *before, header = gap.rstrip(b"\r\n").split(b"\n")
+    found = re.split(rb"[ \t\r]", header, maxsplit=1)[0]
+    if not gap.endswith(b"\n") or found != b">" + name.encode():
+        return False
+    return all(not line.strip() or line.startswith(b">") for line in before)
 
-    def read_plain(offset, n):
-        with open_input(path) as handle:
-            handle.seek(offset)
-            return handle.read(n)
 
-    def read_bgzf(offset, n):
-        compressed, inside = starts[bisect_right(starts, offset, key=lambda block: block[1]) - 1]
-        data = b""
-        with open_input(path) as handle:
-            handle.seek(compressed)
-            for _, block in bgzf_blocks(handle, path, offset=compressed, allow_missing_eof=True):
-                data += block
-                if inside + len(data) >= offset + n:
-                    break
-        return data[offset - inside : offset - inside + n]
+class _Text:
+    """The text of a FASTA file by byte offset, decompressed where it is bgzip."""
 
-    if blocks is None:
-        return read_plain
-    starts = [(0, 0), *blocks]
-    return read_bgzf
+    KEPT = 8  # blocks of up to 64 KiB: neighbouring windows share them
+
+    def __init__(self, path, blocks):
+        self.path, self.handle, self.kept = path, open_input(path), {}
+        self.starts = None if blocks is None else [(0, 0), *blocks]
+
+    def close(self):
+        self.handle.close()
+
+    def read(self, offset, n):
+        """Return the n bytes from `offset` on, fewer at the end of the file."""
+        if self.starts is None:
+            return self._pread(n, offset)
+        i = bisect_right(self.starts, offset, key=lambda start: start[1]) - 1
+        skip = offset - self.starts[i][1]
+        data = bytearray()
+        while len(data) < skip + n and i < len(self.starts):
+            data += self._block(i)
+            i += 1
+        return bytes(data[skip : skip + n])
+
+    def size(self):
+        """Length of the whole text in bytes."""
+        if self.starts is None:
+            return os.fstat(self.handle.fileno()).st_size
+        return self.starts[-1][1] + len(self._block(len(self.starts) - 1))
+
+    def _pread(self, n, offset):
+        try:
+            return os.pread(self.handle.fileno(), n, offset)
+        except OSError as error:
+            raise SystemFault(f"reading failed: {error.strerror}", where=self.path) from None
+
+    def _block(self, i):
+        if i not in self.kept:
+            compressed, inside = self.starts[i]
+            raw = io.BytesIO(self._pread(2**16, compressed))
+            _, data = next(bgzf_blocks(raw, self.path, offset=compressed), (0, b""))
+            if i + 1 < len(self.starts) and inside + len(data) != self.starts[i + 1][1]:
+                what = f"the block at byte {compressed:,} is not as long as the index (.gzi) says"
+                raise DataError(what, where=self.path, hint="give --rebuild-index")
+            while len(self.kept) >= self.KEPT:
+                del self.kept[next(iter(self.kept))]
+            self.kept[i] = data
+        return self.kept[i]
 
 
 def _index_bytes(index):
@@ -729,7 +744,7 @@ def _index_bytes(index):
 
 
 def _write_index(path, index):
-    """Write .gzi and .fai beside the FASTA file, each under a temporary name and renamed; tell whether that worked.
+    """Write .gzi and .fai beside the FASTA file, each under a temporary name and renamed; warn when that fails.
 
     Any number of processes may do so at once: all write the same bytes, and .fai, which is looked for, comes last.
     """
@@ -738,7 +753,7 @@ def _write_index(path, index):
     # The superuser may write anywhere; a folder that nobody may write to is left alone all the same.
     if not os.stat(folder).st_mode & 0o222 or not os.access(folder, os.W_OK):
         warn("index", f"{path}: the folder is read-only; the index is kept for this run only")
-        return False
+        return
     temporary = os.path.join(folder, f".hybridna-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     newest = os.stat(path).st_mtime_ns
     try:
@@ -756,29 +771,6 @@ def _write_index(path, index):
             os.replace(temporary, name)
     except OSError as error:
         warn("index", f"{path}: the index cannot be written ({error.strerror}); it is kept for this run only")
-        return False
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
-    return True
-
-
-def _open_pysam(path, index, on_disk):
-    # An absolute path, since htslib takes names such as `file:x` for addresses.
-    full = os.path.abspath(path)
-    try:
-        if on_disk:
-            gzi = full + ".gzi" if index.blocks is not None else None
-            return pysam.FastaFile(full, filepath_index=full + ".fai", filepath_index_compressed=gzi)
-        fai, gzi = _index_bytes(index)
-        with tempfile.TemporaryDirectory(prefix="hybridna-") as folder:
-            names = []
-            for content, suffix in ((fai, "fai"), (gzi, "gzi")):
-                name = os.path.join(folder, f"index.{suffix}")
-                if content is not None:
-                    with open(name, "wb") as handle:
-                        handle.write(content)
-                names.append(name if content is not None else None)
-            return pysam.FastaFile(full, filepath_index=names[0], filepath_index_compressed=names[1])
-    except (OSError, ValueError) as error:
-        raise SystemFault(f"cannot be opened with its index ({error})", where=path) from None

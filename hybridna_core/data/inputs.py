@@ -12,7 +12,7 @@ import zlib
 
 from hybridna_core.errors import DataError, SystemFault, UsageError, nearest
 
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**18
 LINE_BYTES_LIMIT = 64 * 2**20
 BGZF_EOF = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -148,7 +148,7 @@ class _Rewound:
 
 
 def read_chunks(path, *, allow_missing_eof=False):
-    """Yield the content of a plain, gzip or BGZF file (or `-`) as bytes, decompressed, in pieces of at most 1 MiB.
+    """Yield the content of a plain, gzip or BGZF file (or `-`) as bytes, decompressed, in pieces of at most 256 KiB.
 
     allow_missing_eof  take a BGZF file without its end block for whole
     Raises DataError with the byte offset for cut or damaged compression.
