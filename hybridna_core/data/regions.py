@@ -35,7 +35,7 @@ class Region(NamedTuple):
         return self.end - self.start
 
 
-def read_bed(path, genome=None, *, clip=False, renames=None, use_strand=True, allow_missing_eof=False):
+def read_bed(path, genome=None, *, clip=False, renames=None, use_strand=True, allow_missing_eof=False, warned=False):
     """Yield the Regions of a BED file (plain, gzip, bgzip, or `-`) in input order; memory stays flat.
 
     genome             compare with its contigs: regions that do not fit get a status, and the contig its name there
@@ -43,11 +43,12 @@ def read_bed(path, genome=None, *, clip=False, renames=None, use_strand=True, al
     renames            dict of contig names, old -> new, from --rename-chrs
     use_strand         False: column 6 is not looked at, all is `+`
     allow_missing_eof  take a bgzip file without its end block for whole
+    warned             the file was read before, so nothing is warned of again
     Raises DataError with file and line for broken structure, and at the end if no contig at all is known.
     """
     total = unknown = aliased = 0
     example = None
-    for region in _parse(path, use_strand, allow_missing_eof):
+    for region in _parse(path, use_strand, allow_missing_eof, warned):
         total += 1
         if genome is not None:
             region = _place(region, genome, clip, renames)
@@ -85,7 +86,7 @@ def _place(region, genome, clip, renames):
     return region._replace(end=length)
 
 
-def _parse(path, use_strand, allow_missing_eof):
+def _parse(path, use_strand, allow_missing_eof, warned):
     first, found, cut = True, False, None
     for number, raw, ended in read_lines(read_chunks(path, allow_missing_eof=allow_missing_eof), path):
         if number == 1:
@@ -106,6 +107,8 @@ def _parse(path, use_strand, allow_missing_eof):
         found = True
         yield _region(line, number, path, first, use_strand)
         first = False
+    if warned:
+        return
     if not found:
         warn("empty-input", f"{path}: 0 regions")
     if cut is not None:

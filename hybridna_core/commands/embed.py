@@ -1,0 +1,184 @@
+"""Embed regions of a genome: one vector per region.
+
+BED line -> Region -> bases -> tokens (twice for echo) -> hidden -> pooled vector -> writer
+"""
+
+import os
+import re
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from hybridna_core.checkpoint import load_model
+from hybridna_core.data.genome import open_genome, read_renames
+from hybridna_core.data.inputs import check_input
+from hybridna_core.data.regions import read_bed
+from hybridna_core.data.writers import check_output, open_table, table_suffix
+from hybridna_core.errors import DataError, GuardError, UsageError, nearest
+from hybridna_core.model.heads import ECHOES, POOLS, echo_tokens, longest_input, pool_hidden
+from hybridna_core.tokenizer import N, encode, reverse_complement_ids
+
+COLUMNS = {
+    "contig": str, "start": int, "end": int, "name": str, "score": str, "strand": str, "status": str, "unknown": int,
+}  # fmt: skip
+
+
+class Summary(NamedTuple):
+    """What a run did: `regions` is `embedded` plus the reasons among `statuses`.
+
+    statuses  status -> regions
+    unknown   bases read as N in the embedded regions
+    hidden    numbers per vector
+    """
+
+    regions: int
+    embedded: int
+    statuses: dict
+    unknown: int
+    hidden: int
+    pool: str
+    echo: str | None
+    model: str
+    output: str
+    seconds: float
+
+    def to_dict(self):
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def embed(
+    regions, fasta_ref, output="-", *, model="base", pool="mean", echo=None, max_n_share=0.05, clip=False,
+    rename_chrs=None, strict=False, force=False, device="auto", dtype="float32", rebuild_index=False,
+    other_letters=None, rna=False, allow_missing_eof=False, progress=None,
+):  # fmt: skip
+    """Write one vector per region of a BED file, in input order, with the region's columns; return a Summary.
+
+    regions        BED file, plain or compressed; `-` for standard input. Strand `-`: the reverse complement is read
+    fasta_ref      the genome, plain or bgzip
+    output         .npz, .tsv or .parquet; `-` for a TSV on standard output
+    model          name, folder, or a loaded model
+    pool           mean over the region's tokens (never the start token), or the last one's vector
+    echo           read the region twice in one pass and pool the second reading: `same` again, or `rc`, its reverse
+                   complement
+    max_n_share    regions with a greater share of unknown bases are marked too_many_n
+    clip           cut regions at contig ends instead of marking them out_of_range
+    rename_chrs    table of contig names, old and new, for regions named otherwise than the genome
+    strict         raise DataError at the end if any region has no vector
+
+    A region that the model cannot read at once (twice, for echo) is marked too_long. Marked regions keep their row:
+    the vector is empty in TSV and NaN elsewhere. Every region is read by itself, so that its vector depends on the
+    bases, the model and the options only. Raises HybriDNAError kinds; on an error nothing is at `output`, but for
+    `strict`.
+    """
+    start = time.monotonic()
+    check_options(pool, echo, max_n_share)
+    check_output(output, inputs=(regions, fasta_ref, rename_chrs), force=force)
+    table_suffix(output)
+    regions = check_input(regions)
+    renames = read_renames(rename_chrs) if rename_chrs is not None else {}
+    with open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome:
+
+        def read(**options):
+            return read_bed(regions, genome, clip=clip, renames=renames, allow_missing_eof=allow_missing_eof, **options)
+
+        # Every line is checked before the model loads, where the file can be read twice.
+        is_twice = regions != "-" and os.path.isfile(regions)
+        total = sum(1 for _ in read()) if is_twice else None
+        model = load_model(model, device=device, dtype=dtype) if isinstance(model, str | os.PathLike) else model
+        hidden, statuses, unknown = model.config.hidden_size, Counter(), 0
+        meta = describe(model, pool, echo)
+        with open_table(output, COLUMNS, vector="embedding", width=hidden, meta=meta, force=force) as add:
+            for done, region in enumerate(read(warned=is_twice), start=1):
+                status, count, ids = judge(region, genome, longest_input(model.config, echo), max_n_share)
+                vector = None
+                if status == "ok":
+                    vector = embed_ids(model, ids, pool, echo, f"{region.contig}:{region.start + 1}-{region.end}")
+                    unknown += count
+                statuses[status] += 1
+                add((*region[:3], region.name, region.score, region.strand, status, count), vector)
+                if progress is not None:
+                    progress(done, total)
+            genome.check_unchanged()
+    counted = sum(statuses.values())
+    summary = Summary(
+        counted, statuses["ok"], dict(statuses), unknown, hidden, pool, echo, model.name, str(output),
+        time.monotonic() - start,
+    )  # fmt: skip
+    if strict and summary.embedded < counted:
+        reasons = ", ".join(f"{status} {count:,}" for status, count in statuses.items() if status != "ok")
+        what = f"{counted - summary.embedded:,} of {counted:,} regions have no vector ({reasons})"
+        raise DataError(what, where=regions, hint="the output is complete; leave out --strict to accept it")
+    return summary
+
+
+def check_options(pool, echo, max_n_share=0.0):
+    """Raise UsageError for a pooling or echo that does not exist, or a share outside [0, 1]."""
+    for option, value, known in (("--pool", pool, POOLS), ("--echo", echo, (None, *ECHOES))):
+        if value not in known:
+            names = [name for name in known if name is not None]
+            close = nearest(value, names)
+            hint = f"did you mean {close}?" if close else None
+            raise UsageError(f"is {value!r}, must be {' or '.join(names)}", where=option, hint=hint)
+    if not 0 <= max_n_share <= 1:
+        raise UsageError(f"is {max_n_share}, must be 0 to 1", where="--max-n-share")
+
+
+def describe(model, pool, echo):
+    """Return what a reader of the vectors must know, for the formats that can hold it."""
+    return {
+        "model": model.name, "sha256": model.digest, "pool": pool, "echo": echo, "dtype": str(model.dtype)[6:],
+        "tokenizer": model.tokenizer.version, "context_length": model.config.context_length,
+    }  # fmt: skip
+
+
+def judge(region, genome, longest, max_n_share):
+    """Return the status of a region, how many of its bases are unknown, and its ids in reading direction or None."""
+    if region.status != "ok":
+        return region.status, 0, None
+    if region.length > longest:
+        return "too_long", 0, None
+    ids = genome.ids(region.contig, region.start, region.end)
+    unknown = int((ids == N).sum())
+    # A vector of nothing but N would say nothing, whatever share is allowed.
+    if unknown > max_n_share * len(ids) or unknown == len(ids):
+        return "too_many_n", unknown, None
+    return "ok", unknown, reverse_complement_ids(ids) if region.strand == "-" else ids
+
+
+def embed_ids(model, ids, pool, echo, where):
+    """Embed one sequence of base ids by itself: (n,) -> (hidden,) float32."""
+    tokens, first = echo_tokens(model.config, ids, echo)
+    vector = pool_hidden(model, tokens, first, pool)[0].cpu().numpy()
+    # NaN means `no vector` in the output, so it must not come from anywhere else.
+    if not np.isfinite(vector).all():
+        raise GuardError("the model's output is not finite", where=where, hint="check its weights, or use float32")
+    return vector
+
+
+def embed_sequences(model, sequences, pool="mean", echo=None):
+    """Embed sequences, each by itself and as it stands: list of str -> (n, hidden) float32.
+
+    pool  "mean" over the tokens of a sequence, or "last"
+    echo  None, "same" or "rc": read twice in one pass, the second reading pooled
+
+    U is read as T, codes for several bases as N. Raises UsageError for other letters, an empty sequence, and one longer
+    than the model reads at once (twice, for echo).
+    """
+    check_options(pool, echo)
+    if isinstance(sequences, str):
+        raise UsageError("one text was given", where="sequences", hint="give a list of texts")
+    longest = longest_input(model.config, echo)
+    vectors = np.empty((len(sequences), model.config.hidden_size), dtype=np.float32)
+    for i, sequence in enumerate(sequences):
+        where = f"sequence {i + 1}"
+        other = re.search(r"[^ACGTUNRYKMSWBDHV]", sequence, re.IGNORECASE | re.ASCII)
+        if other or not sequence:
+            what = f"{other[0]!r} at position {other.start() + 1} is no base" if other else "is empty"
+            raise UsageError(what, where=where)
+        if len(sequence) > longest:
+            what = f"has {len(sequence):,} bases, too long for this model"
+            raise UsageError(what, where=where, hint=f"at most {longest:,} bases are read{' with echo' * bool(echo)}")
+        vectors[i] = embed_ids(model, encode(sequence), pool, echo, where)
+    return vectors
