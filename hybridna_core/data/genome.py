@@ -714,10 +714,14 @@ class _Text:
         return self.starts[-1][1] + len(self._block(len(self.starts) - 1))
 
     def _pread(self, n, offset):
+        data = b""
         try:
-            return os.pread(self.handle.fileno(), n, offset)
+            # The system may return less than asked for, of large reads and from network drives.
+            while len(data) < n and (piece := os.pread(self.handle.fileno(), n - len(data), offset + len(data))):
+                data += piece
         except OSError as error:
             raise SystemFault(f"reading failed: {error.strerror}", where=self.path) from None
+        return data
 
     def _block(self, i):
         if i not in self.kept:
