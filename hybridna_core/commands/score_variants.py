@@ -221,12 +221,10 @@ def check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, i
 
 def check_old_index(index, write_index, force):
     """Deal with an index of an output that is about to be replaced: refuse, or warn that it will not fit."""
-    if not os.path.exists(index):
-        return
-    if not force:
-        raise UsageError("the index of an output exists already", where=index, hint="give --force to replace it")
-    if not write_index:
-        warn("old-index", f"{index} is of the file that is replaced; make it anew (tabix -f)")
+    if os.path.exists(index) and not write_index:
+        warn("old-index", f"{index} will not fit the new output; make it anew (tabix -f)")
+    elif os.path.exists(index) and not force:
+        raise UsageError("the index of the output exists already", where=index, hint="give --force to replace it")
 
 
 def read_config(model):

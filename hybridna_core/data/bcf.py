@@ -83,10 +83,10 @@ class Transcoder:
             with contextlib.suppress(BrokenPipeError):
                 self.child.stdin.close()
         code = self.child.wait()
-        for thread in (self._listener, self._feeder):
-            if thread is not None:
-                thread.join()
-        self.child.stderr.close()
+        if code == 0 and self._feeder is not None:
+            # Damage behind the last record shows only once all is fed.
+            self._feeder.join()
+        self.stop()
         if self.fault is not None:
             raise self.fault
         if code == 0:
@@ -99,11 +99,15 @@ class Transcoder:
         raise DataError(said[-1], where=self.name, hint="is the file whole?" if self._feeder else None)
 
     def stop(self):
-        """End the child, whatever it does."""
+        """End the child, whatever it does, and let go of its pipes."""
         if self.child.poll() is None:
             self.child.kill()
             self.child.wait()
-        for stream in (self.child.stdin, self.child.stdout):
+        self._listener.join()
+        if self._feeder is not None:
+            # It may be waiting for input that never comes, of which nobody has a use any more.
+            self._feeder.join(1)
+        for stream in (self.child.stdin, self.child.stdout, self.child.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
@@ -117,7 +121,7 @@ def _records(source, regions):
     for contig, start, end in regions:
         if contig not in source.header.contigs:
             continue
-        for record in source.fetch(contig, start, end):
+        for record in source.fetch(contig, start, min(end, 2**31 - 1)):
             # One that spans two regions came with the first.
             if last is None or last[0] != contig or record.start >= last[1]:
                 yield record
@@ -130,22 +134,23 @@ def main(target, mode, path, regions):
 
     import pysam
 
-    count = 0
+    where = "header"
     try:
         with pysam.VariantFile(path) as source, pysam.VariantFile(target, mode, header=source.header) as sink:
-            for record in _records(source, regions):
-                count += 1
+            where = "record 1"
+            for following, record in enumerate(_records(source, regions), start=2):
                 sink.write(record)
+                where = f"record {following}"
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _READER_GONE
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             print(error.strerror, file=sys.stderr)
             return _NO_SPACE
-        print(f"record {count + 1}: {error.strerror or error}", file=sys.stderr)
+        print(f"{where}: {error.strerror or error}", file=sys.stderr)
         return _FAILED
     except (ValueError, KeyError) as error:
-        print(f"record {count + 1}: {error}", file=sys.stderr)
+        print(f"{where}: {'cannot be read' if where == 'header' else error}", file=sys.stderr)
         return _FAILED
     return 0
 

@@ -312,7 +312,7 @@ def compare(variant, genome, window, horizon, stride=1):
         if any(suffix is None for suffix in suffixes):
             unknown = True
             continue
-        known = min(np.count_nonzero(suffix != N) for suffix in suffixes)
+        known = min(int(np.count_nonzero(suffix != N)) for suffix in suffixes)
         if known == 0:
             continue
         suffixes = [cut_known(suffix, known) for suffix in suffixes]

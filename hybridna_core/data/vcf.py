@@ -178,22 +178,24 @@ class VcfReader:
     """
 
     def __init__(self, path, *, regions=None, allow_missing_eof=False):
-        self.path, self.regions, self.allow_missing_eof = path, regions, allow_missing_eof
-        self._indexed = None
-        chunks = read_chunks(path, allow_missing_eof=allow_missing_eof)
-        first = next(chunks, b"")
-        while first and len(first) < 64 and (more := next(chunks, b"")):
-            first += more
-        self.is_bcf = _recognise(first, path)
-        if regions is not None and path != "-" and _is_seekable_bgzf(path):
-            self._indexed = check_index(path)
-        if self.is_bcf:
-            source = itertools.chain([first], chunks)
-            self._transcoder = Transcoder(source, None, "w", name=path)
-            chunks, first = self._transcoder.chunks(), b""
-        self._chunks = chunks
-        self._lines = read_lines(itertools.chain([first], chunks), path)
-        self.header = self._read_header()
+        self.path, self.regions = path, regions
+        self._chunks, self._transcoder, self._index = read_chunks(path, allow_missing_eof=allow_missing_eof), None, None
+        try:
+            first = next(self._chunks, b"")
+            while first and len(first) < 64 and (more := next(self._chunks, b"")):
+                first += more
+            chunks = itertools.chain([first], self._chunks)
+            self.is_bcf = _recognise(first, path)
+            if regions is not None and path != "-" and _is_seekable_bgzf(path):
+                self._index = check_index(path)
+            if self.is_bcf:
+                self._transcoder = Transcoder(chunks, None, "w", name=path)
+                chunks = self._transcoder.chunks()
+            self._lines = read_lines(chunks, path)
+            self.header = self._read_header()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self):
         return self
@@ -203,6 +205,8 @@ class VcfReader:
 
     def close(self):
         """Let go of the file."""
+        if self._transcoder is not None:
+            self._transcoder.stop()
         self._chunks.close()
 
     def _read_header(self):
@@ -232,7 +236,7 @@ class VcfReader:
 
         Raises DataError for a line that is no record, for a cut or damaged file.
         """
-        if self._indexed is not None:
+        if self._index is not None:
             self.close()
             yield from self._fetch()
         elif self.regions is not None:
@@ -276,14 +280,14 @@ class VcfReader:
 
     def _fetch(self):
         if self.is_bcf:
-            transcoder = Transcoder(self.path, None, "w", name=self.path, regions=self.regions)
-            lines = read_lines(transcoder.chunks(), self.path)
+            self._transcoder = Transcoder(self.path, None, "w", name=self.path, regions=self.regions)
+            lines = read_lines(self._transcoder.chunks(), self.path)
             yield from self._parse(line for line in lines if not line[1].startswith(b"#"))
             return
         import pysam
 
         last = None
-        with pysam.TabixFile(self.path, index=self._indexed, encoding="latin-1") as file:
+        with pysam.TabixFile(self.path, index=self._index, encoding="latin-1") as file:
             known = set(file.contigs)
             for contig, start, end in self.regions:
                 # Names in the index are bytes that pysam was told to take for latin-1.
@@ -295,7 +299,7 @@ class VcfReader:
                     for record in self._parse([(0, line, True)]):
                         begin, stop = reach(record)
                         if record.contig != contig or not (begin < end and start < stop):
-                            raise _foreign_index(self._indexed, self.path)
+                            raise _foreign_index(self._index, self.path)
                         # One that spans two regions came with the first.
                         if last is None or last[0] != contig or begin >= last[1]:
                             yield record
@@ -306,7 +310,7 @@ class VcfReader:
             for line in file.fetch(contig, start, min(end, 2**31 - 1)):
                 yield line.encode("latin-1")
         except (OSError, ValueError) as error:
-            raise _foreign_index(self._indexed, self.path) from error
+            raise _foreign_index(self._index, self.path) from error
 
 
 def reach(record):
@@ -331,8 +335,8 @@ def _recognise(first, path):
     if not text.startswith(b"#"):
         name = looks_like(text)
         if name is None:
-            what = f"not VCF: it begins with {printable(text.split(bytes([10]))[0])!r}"
-            raise DataError(what, where=path, hint="a VCF begins with ##fileformat")
+            begin = printable(text.split(b"\n")[0].replace(b"\t", b" "))
+            raise DataError(f"not VCF: it begins with {begin!r}", where=path, hint="a VCF begins with ##fileformat")
         raise DataError(f"looks like {name}, not VCF", where=path)
     if looks_like(text) not in (None, "VCF"):
         raise DataError(f"looks like {looks_like(text)}, not VCF", where=path)
@@ -347,8 +351,8 @@ def _check_column_line(text, where):
         raise DataError("a record before the #CHROM line", where=where, hint="the header is not complete")
     if text.split()[:8] == COLUMNS and len(names) < 8:
         raise DataError("the #CHROM line has blanks instead of tabs", where=where)
-    wrong = next((a for a, b in itertools.zip_longest(names[:8], COLUMNS) if a != b), names[-1])
-    what = f"the line of column names is wrong at {printable((wrong or 'its end').encode())!r}"
+    wrong = next((a for a, b in itertools.zip_longest(names[:8], COLUMNS) if a != b), names[8] if names[8:] else None)
+    what = f"the line of column names is wrong at {repr(printable(to_bytes(wrong))) if wrong else 'its end'}"
     raise DataError(what, where=where, hint=f"it is {' '.join(COLUMNS)}, separated by tabs")
 
 
