@@ -59,12 +59,7 @@ def build_app():
         pass
 
     for name, stem in COMMANDS.items():
-        try:
-            module = import_module(f"hybridna_cli.{stem}")
-        except ModuleNotFoundError as error:
-            if error.name != f"hybridna_cli.{stem}":
-                raise
-            continue
+        module = import_module(f"hybridna_cli.{stem}")
         if hasattr(module, f"{stem}_app"):
             app.add_typer(getattr(module, f"{stem}_app"), name=name)
         else:
@@ -143,13 +138,15 @@ def translate(error):
     if isinstance(error, KeyboardInterrupt):
         number = getattr(error, "signal_number", signal.SIGINT)
         return Stopped(f"stopped by {signal.Signals(number).name}", signal_number=number)
+    dispatch = sys.modules.get("hybridna_kernels.dispatch")
+    if dispatch is not None and isinstance(error, dispatch.KernelError):
+        return SystemFault(str(error), hint="hybridna doctor lists what can be used")
     if is_out_of_memory(error):
         what = str(error).strip().splitlines()[0] if str(error).strip() else "the system gave no more memory"
         return OutOfMemory(f"out of memory ({what})", hint="a smaller --batch-size or --window needs less")
     if isinstance(error, OSError) and error.errno is not None:
-        where = error.filename if error.filename is not None else None
         hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-        return SystemFault(error.strerror or os.strerror(error.errno), where=where, hint=hint)
+        return SystemFault(error.strerror or os.strerror(error.errno), where=error.filename, hint=hint)
     return name_unmet_dependency(error)
 
 

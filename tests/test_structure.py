@@ -17,7 +17,7 @@ CLI_PACKAGES = {"typer", "rich", "click"}
 # Core modules or folders, lowest first; a module imports only from lower ranks, or from its own folder.
 RANKS = {
     "errors": 0, "config": 1, "memory": 1, "tokenizer": 2, "model": 3, "data": 3, "weight_files": 4, "checkpoint": 4,
-    "hf_weights": 4, "hf_names": 4, "hf_structure": 4, "hf_check": 4, "metrics": 4, "train": 5, "commands": 6, "__init__": 7,
+    "hf_weights": 4, "metrics": 4, "train": 5, "commands": 6, "__init__": 7,
 }  # fmt: skip
 COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate"}
 
@@ -51,8 +51,8 @@ def imports_of(tree, name, is_package):
 
 def group_of(name):
     """Return the rank key of a core module: hybridna_core.data.genome -> data."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+    parts = [*name.split("."), "__init__"]
+    return "hf_weights" if parts[1].startswith("hf_") else parts[1]
 
 
 def fault(name, imported, inside):
