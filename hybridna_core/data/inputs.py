@@ -270,5 +270,5 @@ def read_lines(chunks, path):
 
 def printable(raw, limit=40):
     """The first printable characters of raw bytes, for messages."""
-    text = raw[: 4 * limit].decode("utf-8", "replace")
+    text = raw[: 4 * limit].decode("utf-8", "replace").replace("\t", " ")
     return "".join(c for c in text if c.isprintable())[:limit]

@@ -135,7 +135,8 @@ def _region(line, number, path, first, use_strand):
         raise DataError(f"start {start:,} is after end {end:,}", where=where, hint="are the two columns swapped?")
     strand = fields[5] if use_strand and len(fields) > 5 and fields[5] else "."
     if strand not in ("+", "-", "."):
-        raise DataError(f"strand {strand!r}, must be '+', '-' or '.'", where=where)
+        what = f"strand {strand!r}, must be '+', '-' or '.'"
+        raise DataError(what, where=where, hint="column 6 of BED is the strand")
     strand = "-" if strand == "-" else "+"
     name = (fields[3] if len(fields) > 3 else "") or "."
     score = (fields[4] if len(fields) > 4 else "") or "."
