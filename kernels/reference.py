@@ -142,11 +142,12 @@ def causal_conv1d(x, weight, bias, *, state=None):
     if state is None:
         state = x.new_zeros(batch, width - 1, channels)
     padded = torch.cat([state.to(x.dtype), x], dim=1)
+    weight = weight.to(x.dtype)
     y = padded[:, :length] * weight[:, 0]
     for k in range(1, width):
         y = torch.addcmul(y, padded[:, k : k + length], weight[:, k])
     if bias is not None:
-        y = y + bias
+        y = y + bias.to(x.dtype)
     # A copy, so that the state does not keep the whole padded input alive.
     return F.silu(y), padded[:, length:].clone()
 
