@@ -185,6 +185,7 @@ def explain_usage(command, error):
         message = f"no option called {error.option_name!r}"
         hint = f"did you mean {close!r}?" if close else f"{context.command_path} --help lists them"
     elif type(error).__name__ == "MissingParameter" and getattr(error.param, "envvar", None):
+        message = message.partition(" (env var")[0]
         hint = f"give it, or set {error.param.envvar}"
     elif message == "Missing command":
         hint = "hybridna --help lists them"
