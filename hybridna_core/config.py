@@ -1,16 +1,15 @@
-"""Configurations: the network's, a training run's, and strict reading of JSON and TOML.
+"""The network's configuration and its presets, and how every configuration is built and checked.
 
-text -> strict parse (no duplicate keys, no NaN) -> frozen dataclass -> checked once, at construction
+JSON -> strict parse (no duplicate keys, no NaN) -> frozen dataclass -> checked once, at construction
 """
 
 import json
-import tomllib
 import types
 import typing
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
-from hybridna_core.errors import SystemFault, UsageError, nearest
+from hybridna_core.errors import UsageError, nearest
 
 FORMAT_VERSION = 1
 JSON_BYTES_LIMIT = 8 * 2**20
@@ -47,12 +46,12 @@ class ModelConfig:
             "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "mamba_n_heads",
             "mamba_d_state", "mamba_d_head", "mamba_n_groups", "mamba_d_conv", "max_position_embeddings",
         ):  # fmt: skip
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        _require(self.vocab_size >= 12, "vocab_size", self.vocab_size, "12 or more")
-        _require(0 < self.rms_norm_eps < 1, "rms_norm_eps", self.rms_norm_eps, "between 0 and 1")
-        _require(len(self.layer_types) >= 1, "layer_types", self.layer_types, "one entry per layer")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        require(self.vocab_size >= 12, "vocab_size", self.vocab_size, "12 or more")
+        require(0 < self.rms_norm_eps < 1, "rms_norm_eps", self.rms_norm_eps, "between 0 and 1")
+        require(len(self.layer_types) >= 1, "layer_types", self.layer_types, "one entry per layer")
         for i, kind in enumerate(self.layer_types):
-            _require(kind in ("mamba", "attention"), f"layer_types[{i}]", kind, "'mamba' or 'attention'")
+            require(kind in ("mamba", "attention"), f"layer_types[{i}]", kind, "'mamba' or 'attention'")
         divides = [
             ("hidden_size", "num_attention_heads"),
             ("num_attention_heads", "num_key_value_heads"),
@@ -60,13 +59,13 @@ class ModelConfig:
         ]
         for whole, part in divides:
             allowed = f"a multiple of {part} ({getattr(self, part)})"
-            _require(getattr(self, whole) % getattr(self, part) == 0, whole, getattr(self, whole), allowed)
+            require(getattr(self, whole) % getattr(self, part) == 0, whole, getattr(self, whole), allowed)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < self.vocab_size, name, value, f"null or 0 to {self.vocab_size - 1}")
+            require(value is None or 0 <= value < self.vocab_size, name, value, f"null or 0 to {self.vocab_size - 1}")
         if self.time_step_limit is not None:
             low, high = self.time_step_limit
-            _require(0 <= low < high, "time_step_limit", self.time_step_limit, "two numbers, 0 <= low < high")
+            require(0 <= low < high, "time_step_limit", self.time_step_limit, "two numbers, 0 <= low < high")
 
     @property
     def num_hidden_layers(self):
@@ -182,7 +181,8 @@ def _spell(hint):
     return names.get(hint, "a table")
 
 
-def _require(condition, name, value, allowed):
+def require(condition, name, value, allowed):
+    """Raise UsageError for the field `name` of a config unless the condition holds."""
     if not condition:
         raise UsageError(f"is {value!r}, must be {allowed}", where=name)
 
@@ -252,186 +252,3 @@ def preset(name):
         hint = f"did you mean {close!r}?" if close else f"known presets: {', '.join(PRESETS)}"
         raise UsageError(f"no preset called {name!r}", where="model.preset", hint=hint)
     return PRESETS[name]
-
-
-@dataclass(frozen=True)
-class SpeciesConfig:
-    """One genome of the training mixture.
-
-    weight   share of the windows, before normalising; None: from its size, see MixtureConfig
-    valid    "all", or region strings (a contig, or contig:beg-end, 1-based inclusive) held out for validation
-    exclude  region strings never read at all
-    """
-
-    name: str
-    fasta: str
-    weight: float | None = None
-    valid: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        check_types(self)
-        _require(self.weight is None or self.weight > 0, "weight", self.weight, "above 0")
-
-
-@dataclass(frozen=True)
-class MixtureConfig:
-    """How windows are shared among species: by training bases to a power, and capped at a number of passes."""
-
-    power: float = 0.7
-    max_passes: float = 15.0
-    max_unknown: float = 0.05
-    reverse_complement: float = 0.5
-
-    def __post_init__(self):
-        check_types(self)
-        _require(self.max_passes > 0, "max_passes", self.max_passes, "above 0")
-        for name in ("max_unknown", "reverse_complement"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """Part of pretraining at one context length (tokens, start token included)."""
-
-    context_length: int
-    steps: int
-    batch_tokens: int
-
-    def __post_init__(self):
-        check_types(self)
-        _require(self.context_length >= 2, "context_length", self.context_length, "at least 2")
-        _require(self.steps >= 1, "steps", self.steps, "at least 1")
-        rows = f"a multiple of context_length ({self.context_length})"
-        _require(self.batch_tokens > 0 and self.batch_tokens % self.context_length == 0,
-                 "batch_tokens", self.batch_tokens, rows)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with the published settings; schedule after warm-up and weight decay are unpublished, hence ASSUMED."""
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    warmup_steps: int = 2000
-    weight_decay: float = 0.1
-    final_lr: float = 0.1
-    clip: float = 1.0
-    microbatch_tokens: int = 2048
-
-    def __post_init__(self):
-        check_types(self)
-        _require(self.lr > 0, "lr", self.lr, "above 0")
-        _require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
-        _require(self.clip > 0, "clip", self.clip, "above 0")
-        _require(self.microbatch_tokens >= 1, "microbatch_tokens", self.microbatch_tokens, "at least 1")
-
-
-@dataclass(frozen=True)
-class SaveConfig:
-    """How often a snapshot is written (steps), how many are kept, and how often the log gets a line."""
-
-    every: int = 500
-    keep: int = 2
-    log_every: int = 10
-
-    def __post_init__(self):
-        check_types(self)
-        _require(self.every >= 1, "every", self.every, "at least 1")
-        _require(self.keep >= 2, "keep", self.keep, "at least 2")
-        _require(self.log_every >= 1, "log_every", self.log_every, "at least 1")
-
-
-@dataclass(frozen=True)
-class ValidConfig:
-    """How often (steps) the held-out bases are measured, on how many windows of each species."""
-
-    every: int = 500
-    windows: int = 8
-
-    def __post_init__(self):
-        check_types(self)
-        _require(self.every >= 1, "every", self.every, "at least 1")
-        _require(self.windows >= 1, "windows", self.windows, "at least 1")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One pretraining run, as its TOML file says it. `model` is a preset's name with changed fields beside it."""
-
-    model: ModelConfig
-    species: tuple[SpeciesConfig, ...]
-    stage: tuple[StageConfig, ...]
-    output: str = ""
-    name: str = "run"
-    seed: int = 0
-    mixture: MixtureConfig = MixtureConfig()
-    optim: OptimConfig = OptimConfig()
-    save: SaveConfig = SaveConfig()
-    valid: ValidConfig = ValidConfig()
-
-    def __post_init__(self):
-        check_types(self)
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
-        _require(len(self.species) >= 1, "species", self.species, "at least one [[species]] table")
-        _require(len(self.stage) >= 1, "stage", self.stage, "at least one [[stage]] table")
-        names = [s.name for s in self.species]
-        for name in names:
-            _require(names.count(name) == 1, "species", name, "named once")
-        for i, stage in enumerate(self.stage):
-            limit = self.model.context_length
-            _require(stage.context_length <= limit, f"stage[{i}].context_length", stage.context_length,
-                     f"at most the model's max_position_embeddings ({limit})")  # fmt: skip
-
-
-def read_run(path, overrides=()):
-    """Read a run file; paths in it are relative to its folder.
-
-    overrides  texts such as `stage.0.steps=100`, the value as TOML (bare words are taken as text)
-    Raises SystemFault for a missing file and UsageError for what is wrong in it.
-    """
-    path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise SystemFault(error.strerror or str(error), where=path) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 at byte {error.start}", where=path) from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"not TOML ({error})", where=path) from None
-    for text in overrides:
-        _override(table, text)
-    model = table.get("model")
-    if isinstance(model, dict):
-        name = model.pop("preset", None)
-        if name is not None:
-            base = {f.name: getattr(preset(name), f.name) for f in fields(ModelConfig)}
-            table["model"] = {**base, **model}
-    run = build(RunConfig, table, str(path))
-    species = tuple(replace(s, fasta=str(path.parent / s.fasta)) for s in run.species)
-    output = str(path.parent / run.output) if run.output else ""
-    return replace(run, species=species, output=output)
-
-
-def _override(table, text):
-    """Put one `key.path=value` into a parsed run file; numbers in the path count tables of a list from 0."""
-    key, found, value = text.partition("=")
-    if not found or not key.strip():
-        raise UsageError(f"{text!r} is not KEY=VALUE", where="--set")
-    try:
-        value = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = value.strip()
-    *path, last = key.strip().split(".")
-    for part in path:
-        if isinstance(table, list) and part.isdigit() and int(part) < len(table):
-            table = table[int(part)]
-        elif isinstance(table, dict):
-            table = table.setdefault(part, {})
-        else:
-            raise UsageError(f"{key!r}: no such place ({part!r})", where="--set")
-    if isinstance(table, list):
-        raise UsageError(f"{key!r}: name a key of one of the {len(table)} tables, counted from 0", where="--set")
-    table[last] = value

@@ -16,8 +16,8 @@ CLI_PACKAGES = {"typer", "rich", "click"}
 
 # Core modules or folders, lowest first; a module imports only from lower ranks, or from its own folder.
 RANKS = {
-    "errors": 0, "config": 1, "memory": 1, "tokenizer": 2, "model": 3, "data": 3, "weight_files": 4, "checkpoint": 4,
-    "hf_weights": 4, "metrics": 4, "train": 5, "commands": 6, "__init__": 7,
+    "errors": 0, "config": 1, "memory": 1, "run_config": 2, "tokenizer": 2, "model": 3, "data": 3, "weight_files": 4,
+    "checkpoint": 4, "hf_weights": 4, "metrics": 4, "train": 5, "commands": 6, "__init__": 7,
 }  # fmt: skip
 COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate"}
 
@@ -78,8 +78,9 @@ def fault(name, imported, inside):
         return f"{own!r} has no rank here"
     if own == "data" and target in ("torch", "hybridna_kernels"):
         return "data know nothing of the network"
-    if own in ("errors", "config") and target != "hybridna_core" and target not in sys.stdlib_module_names:
-        return "errors and config use the standard library only"
+    plain = own in ("errors", "config", "run_config")
+    if plain and target != "hybridna_core" and target not in sys.stdlib_module_names:
+        return "errors and configurations use the standard library only"
     if target != "hybridna_core":
         return None
     other = group_of(imported)

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from hybridna_core.config import read_run
 from hybridna_core.errors import SystemFault, UsageError
+from hybridna_core.run_config import read_run
 
 
 class PretrainSummary(NamedTuple):
