@@ -441,14 +441,24 @@ def load_model(name_or_folder, *, device="auto", dtype="float32", allow_nonfinit
 
         return load_published(folder, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
     number_format = choose_dtype(dtype)
-    manifest = verify_manifest(folder)
-    config, tokenizer = read_description(folder)
-    headers = read_headers(folder)
+    manifest, config, tokenizer, headers = read_own_folder(folder)
     model = empty_model(config, number_format)
     check_shapes(headers, model, folder)
     fill_model(model, own_tensors(headers, allow_nonfinite), target)
     finish_model(model, tokenizer, folder, weights_digest(manifest, headers))
     return model
+
+
+def read_own_folder(folder):
+    """Verify a folder of ours and read all but its weights; return manifest, config, tokenizer and headers."""
+    manifest = verify_manifest(folder)
+    config, tokenizer = read_description(folder)
+    headers = read_headers(folder)
+    for name in ("config.json", "tokenizer.json", *sorted({entry.file.name for entry in headers.values()})):
+        # What the manifest does not list was not verified.
+        if name not in manifest["files"]:
+            raise ModelError(f"{name} is not in the manifest", where=Path(folder) / MANIFEST)
+    return manifest, config, tokenizer, headers
 
 
 def read_description(folder):
@@ -536,7 +546,5 @@ def finish_model(model, tokenizer, folder, digest):
 def weights_digest(manifest, headers):
     """Return the SHA-256 of the weights: of the one file, or over the digests of the shards in order."""
     names = sorted({entry.file.name for entry in headers.values()})
-    digests = [manifest["files"].get(name, {}).get("sha256") for name in names]
-    if None in digests:
-        raise ModelError(f"{names[digests.index(None)]} is not in the manifest", where=MANIFEST)
+    digests = [manifest["files"][name]["sha256"] for name in names]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

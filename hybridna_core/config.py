@@ -218,6 +218,9 @@ def read_json(path, infinity=False):
         raise UsageError(f"not UTF-8 at byte {error.start}", where=path) from None
     except json.JSONDecodeError as error:
         raise UsageError(f"not JSON ({error.msg})", where=f"{path}:{error.lineno}") from None
+    except ValueError:
+        # Python refuses numbers of thousands of digits.
+        raise UsageError("holds a number that is too long", where=path) from None
 
 
 def read_model_config(path):

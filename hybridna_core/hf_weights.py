@@ -359,7 +359,7 @@ def load_published(
     n_groups, attention_heads  go over config.json
     plan              of `plan_import`, if made already
 
-    Without a plan every assumption and conflict is logged as a warning. Raises ModelError, with the report as its attribute.
+    Without a plan every assumption and conflict is logged as a warning. Raises ModelError, the report its attribute.
     """
     from hybridna_core.checkpoint import choose_device, choose_dtype, empty_model, fill_model, finish_model, sha256
     from hybridna_core.model.hybrid import HybridLM

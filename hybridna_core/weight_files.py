@@ -177,7 +177,7 @@ def _parse_header(text, path):
 
     try:
         table = json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise ModelError("the header is damaged", where=path, hint=hint_for(None)) from None
     if not isinstance(table, dict):
         raise ModelError("the header is no table", where=path)

@@ -15,3 +15,13 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("the development data folder (../shared/data) is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_model_folder(tmp_path_factory):
+    """A complete model folder of ours, small and random; copy it before changing anything in it."""
+    from toys import random_model
+
+    from hybridna_core.checkpoint import save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "toy", random_model())

@@ -14,16 +14,15 @@ from hybridna_core.checkpoint import (
     check_target,
     is_own_folder,
     load_model,
-    read_description,
+    read_own_folder,
     resolve_folder,
     save_model,
-    verify_manifest,
     weights_digest,
 )
 from hybridna_core.data.writers import check_output, open_output
 from hybridna_core.errors import HybriDNAError, UsageError
 from hybridna_core.hf_weights import OFFICIAL_ELEMENTS, Report, load_published, plan_import, stored_dtype
-from hybridna_core.weight_files import check_inside, read_headers
+from hybridna_core.weight_files import check_inside
 
 CARD_BYTES_LIMIT = 2**20
 
@@ -114,9 +113,7 @@ def show_model(name):
         return ModelAbout(
             folder.name, str(folder), "published", plan.report.elements, None, None, labels, c, card, plan.report
         )
-    manifest = verify_manifest(folder)
-    config, tokenizer = read_description(folder)
-    headers = read_headers(folder)
+    manifest, config, tokenizer, headers = read_own_folder(folder)
     return ModelAbout(
         name=folder.resolve().name,
         folder=str(folder),
@@ -198,8 +195,9 @@ def import_model(
         output, model, card=_import_card(source, model), force=force, dtype=kept,
         extra_files={"import_report.json": _to_json(report.to_dict())},
     )  # fmt: skip
-    headers = read_headers(output)
-    digest = weights_digest(verify_manifest(output), headers)
+    # Reading it back proves that it is whole.
+    manifest, _, _, headers = read_own_folder(output)
+    digest = weights_digest(manifest, headers)
     return ImportSummary(str(output), kept, digest, time.monotonic() - began, report)
 
 
