@@ -134,7 +134,7 @@ def main(target, mode, path, regions):
 
     import pysam
 
-    where = "header"
+    stdout, where = os.dup(1), "header"
     try:
         with pysam.VariantFile(path) as source, pysam.VariantFile(target, mode, header=source.header) as sink:
             where = "record 1"
@@ -152,7 +152,16 @@ def main(target, mode, path, regions):
     except (ValueError, KeyError) as error:
         print(f"{where}: {'cannot be read' if where == 'header' else error}", file=sys.stderr)
         return _FAILED
-    return 0
+    return _READER_GONE if _is_reader_gone(stdout) else 0
+
+
+def _is_reader_gone(descriptor):
+    """Tell whether a pipe has nobody at its other end: pysam hides that when it closes a file."""
+    import select
+
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":
