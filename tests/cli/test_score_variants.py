@@ -312,3 +312,12 @@ def test_full_and_closed_stdout(arguments, tmp_path, letter):  # G10, G11
     result = subprocess.run(command, env=ENV, stdout=writer, stderr=subprocess.PIPE, timeout=120)
     os.close(writer)
     assert result.returncode == 141 and result.stderr == b"", result.stderr
+
+
+def test_demo_files(call):
+    """The files that ship with the repository: every kind of record, each accounted for."""
+    demo = Path(__file__).parents[2] / "demo"
+    put(Path(), (demo / "yeast_chrI.fa.gz").read_bytes(), "yeast.fa.gz")
+    code, stderr = call((demo / "promoter_variants.vcf").read_bytes(), fasta="yeast.fa.gz")
+    assert code == 0 and "records 43, alleles 44, scored 42, ok 42, spanning 1, ref_mismatch 1" in stderr
+    assert "chrI:87040: REF is G, yeast.fa.gz has A; marked ref_mismatch" in stderr
