@@ -8,9 +8,16 @@ import io
 import os
 import sys
 
-from hybridna_cli.app import COMMANDS, run
+import typer
 
-MODELS = ("list", "show", "import", "check")
+from hybridna_cli.app import build_app, run
+
+
+def list_commands(group, words=()):
+    """Yield the words of every command, groups before what they hold."""
+    yield words
+    for name, command in getattr(group, "commands", {}).items():
+        yield from list_commands(command, (*words, name))
 
 
 def help_of(words):
@@ -23,7 +30,6 @@ def help_of(words):
 def write_cli():
     """Return the text of docs/cli.md."""
     os.environ["COLUMNS"] = "80"
-    pages = [[], *([name] for name in COMMANDS), *(["models", name] for name in MODELS)]
     parts = ["# Command line", "Made by `make docs` from the commands' own `--help`."]
     parts.append(
         "Data go to stdout or to `-o`, all else to stderr. An error is one line, "
@@ -40,7 +46,7 @@ def write_cli():
         "| 137 | out of memory |\n"
         "| 141 | the reader of stdout went away |"
     )
-    for words in pages:
+    for words in list_commands(typer.main.get_command(build_app())):
         parts.append(f"## {' '.join(['hybridna', *words])}\n\n```text\n{help_of(words)}\n```")
     return "\n\n".join(parts) + "\n"
 
