@@ -24,6 +24,8 @@ COMMANDS = {
     "embed": "embed",
     "generate": "generate",
     "pretrain": "pretrain",
+    "evaluate": "evaluate",
+    "bench": "bench",
     "models": "models",
     "doctor": "doctor",
 }
@@ -105,7 +107,7 @@ def name_command(argv):
     words = [word for word in argv if not word.startswith("-")][:2]
     if not words or words[0] not in COMMANDS:
         return ""
-    return " ".join(words) if words[0] == "models" else words[0]
+    return " ".join(words) if words[0] in ("models", "evaluate") else words[0]
 
 
 def flush_stdout():

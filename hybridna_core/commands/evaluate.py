@@ -1,0 +1,132 @@
+"""How well a model predicts held-out genome, beside Markov models trained on the same bases.
+
+run.toml -> training bases -> Markov counts; held-out bases -> windows -> bits per base of model and Markov models
+"""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from hybridna_core.errors import DataError, UsageError
+from hybridna_core.run_config import read_run
+
+STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0)
+
+
+class HeldOut(NamedTuple):
+    """One held-out set: bases measured, and bits per base of the model and of each Markov order."""
+
+    name: str
+    bases: int
+    model: float
+    markov: tuple[float, ...]
+
+    @property
+    def best_markov(self):
+        """Order and bits per base of the best Markov model; the baseline gets the benefit of choosing here."""
+        order = int(np.argmin(self.markov))
+        return order, self.markov[order]
+
+
+class GenomeEvaluation(NamedTuple):
+    """Bits per base on every held-out set of a run."""
+
+    model: str
+    sets: tuple[HeldOut, ...]
+    seconds: float
+
+    def to_dict(self):
+        rows = [
+            {**s._asdict(), "best_markov_order": s.best_markov[0], "best_markov": s.best_markov[1]} for s in self.sets
+        ]
+        return {"model": self.model, "sets": rows, "seconds": self.seconds}
+
+
+def evaluate_genome(run, *, model="base", max_bases=500_000, max_order=12, window=None, device="auto", set=(),
+                    progress=None):  # fmt: skip
+    """Measure bits per base on the held-out bases of a run file, beside interpolated Markov models of order 0 up.
+
+    run        run file: its species with `valid` are measured, the others' training bases are counted
+    model      name or folder, or a loaded model
+    max_bases  measured per set, in whole windows spread evenly over it; None: all
+    window     bases per window; what the model reads at once when None
+
+    Windows stand at steps of half; the second half of each is counted, of a stretch's first window all of it; unknown
+    bases are skipped. Markov models count both strands; their strength is the best of a few on the measured bases.
+    Returns a GenomeEvaluation; raises as `pretrain` does.
+    """
+    from hybridna_core.checkpoint import load_model
+    from hybridna_core.data.corpus import load_species
+    from hybridna_core.data.markov import MAX_ORDER, MarkovModel
+
+    started = time.monotonic()
+    if not 0 <= max_order <= MAX_ORDER:
+        raise UsageError(f"is {max_order}, must be 0 to {MAX_ORDER}", where="max_order")
+    if max_bases is not None and max_bases < 1:
+        raise UsageError(f"is {max_bases}, must be at least 1", where="max_bases")
+    species = [load_species(s) for s in read_run(run, set).species]
+    if not any(s.valid for s in species):
+        raise DataError("nothing is held out", where=run, hint="give a species `valid`")
+    if isinstance(model, str):
+        model = load_model(model, device=device)
+    window = window or model.config.bases_at_once
+    markov = MarkovModel(max_order)
+    for one in species:
+        for stretch in one.train:
+            markov.add(stretch.ids)
+    sets = []
+    held_out = [s for s in species if s.valid]
+    for number, one in enumerate(held_out):
+        places = choose_windows(one.valid, window, max_bases)
+        found = np.concatenate([model_bits(model, one.valid[w].ids, at, window) for w, at in places])
+        due = [
+            np.nanmean(np.concatenate([markov_bits(markov, one.valid[w].ids, at, window, s) for w, at in places], 1), 1)
+            for s in STRENGTHS
+        ]
+        known = int(np.count_nonzero(~np.isnan(found)))
+        per_order = tuple(float(bits) for bits in np.min(due, axis=0))
+        sets.append(HeldOut(one.name, known, float(np.nanmean(found)), per_order))
+        if progress:
+            progress(number + 1, len(held_out))
+    return GenomeEvaluation(model.name, tuple(sets), time.monotonic() - started)
+
+
+def choose_windows(stretches, window, max_bases=None):
+    """List (stretch number, start) of windows at steps of half; with max_bases, about so many, spread evenly."""
+    step = max(1, window // 2)
+    places = []
+    for number, stretch in enumerate(stretches):
+        n = len(stretch.ids)
+        places += [(number, at) for at in range(0, max(1, n - step), step)] if n > step else [(number, 0)] * (n > 0)
+    if max_bases is None or len(places) * step <= max_bases:
+        return places
+    count = max(1, max_bases // step)
+    return [places[i * len(places) // count] for i in range(count)]
+
+
+def counted(start, length, window):
+    """Return the half-open range of a stretch that the window at `start` counts."""
+    end = min(start + window, length)
+    return (0 if start == 0 else start + window // 2), end
+
+
+def model_bits(model, ids, start, window):
+    """Bits of each base that the window at `start` counts; NaN at unknown ones."""
+    import torch
+
+    from hybridna_core.model.likelihood import read
+
+    first, end = counted(start, len(ids), window)
+    bos = model.config.bos_token_id
+    tokens = torch.from_numpy(ids[start:end].astype(np.int64))
+    tokens = tokens if bos is None else torch.cat([torch.tensor([bos]), tokens])
+    log_probs, _ = read(model, tokens[None].to(model.device))
+    log_probs = log_probs[0].cpu().numpy()[bos is not None :]
+    return -log_probs[first - start :] / np.log(2)
+
+
+def markov_bits(markov, ids, start, window, strength):
+    """Bits of the same bases by the Markov models of every order, which read the same window. (order + 1, bases)"""
+    first, end = counted(start, len(ids), window)
+    return -markov.log2_probs(ids[start:end], strength)[:, first - start :]
