@@ -189,8 +189,8 @@ def explain_usage(command, error):
     elif type(error).__name__ == "MissingParameter" and getattr(error.param, "envvar", None):
         message = message.partition(" (env var")[0]
         hint = f"give it, or set {error.param.envvar}"
-    elif message == "Missing command":
-        hint = "hybridna --help lists them"
+    elif message == "Missing command" or type(error).__name__ == "NoArgsIsHelpError":
+        message, hint = "missing command", f"{context.command_path} --help lists them"
     message = message[:1].lower() + message[1:]
     say(command, f"error: {HybriDNAError(message, hint=hint)}")
     if context is not None:
