@@ -136,7 +136,9 @@ def test_one_beam_takes_the_likeliest_base_at_each_step(model):
 @pytest.mark.parametrize("prompt", ["", "GATTACA"])
 def test_a_wide_beam_enumerates_everything(model, prompt):
     every = ["".join(bases) for bases in itertools.product("ACGT", repeat=5)]
-    exact = sorted(((plain_log_prob(model, s, (2, *encode(prompt).tolist())), s) for s in every), reverse=True)
+    tokens = torch.tensor([[2, *encode(prompt + s).tolist()] for s in every])
+    sums = read(model, tokens)[0][:, 1 + len(prompt) :].sum(dim=1).tolist()
+    exact = sorted(zip(sums, every, strict=True), reverse=True)
     found = generate_sequences(model, prompt=prompt, n=4**5, length=5, num_beams=4**5)
     assert sorted(d.sequence[len(prompt) :] for d in found) == every
     assert [d.log_prob for d in found] == pytest.approx([p for p, _ in exact], abs=1e-5)
