@@ -1,5 +1,6 @@
 """The network and its state: chaining, Law 2, memory, initial weights."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_law_1_any_split_gives_the_same_outputs_and_state(model, cuts, batch):
     due, due_state = model(tokens)
     state, parts = None, []
     edges = [0, *sorted(cuts), 300]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         hidden, state = model(tokens[:, start:end], state)
         parts.append(hidden)
     assert float((torch.cat(parts, 1) - due).abs().max()) < 1e-10
@@ -148,9 +149,9 @@ def test_initial_weights_follow_the_stated_rule_and_the_seed():
     residual = state["model.layers.0.mamba.out_proj.weight"].std().item()
     assert residual == pytest.approx(0.02 / math.sqrt(16), rel=0.05)
     decay = torch.cat([v.exp() for k, v in state.items() if k.endswith("A_log")])
-    assert 1 <= decay.min() and decay.max() <= 16
+    assert decay.min() >= 1 and decay.max() <= 16
     steps = torch.cat([torch.nn.functional.softplus(v) for k, v in state.items() if k.endswith("dt_bias")])
-    assert 0.001 <= steps.min() + 1e-6 and steps.max() <= 0.1 + 1e-6
+    assert steps.min() + 1e-6 >= 0.001 and steps.max() <= 0.1 + 1e-6
     assert all(v.eq(1).all() for k, v in state.items() if k.endswith(("norm.weight", "mamba.D")))
 
 

@@ -89,7 +89,7 @@ def test_causal_conv_is_torchs_convolution(length, with_state):
 
 def plain_attention(q, k, v):
     """Softmax over the whole square, head by head, key heads repeated."""
-    batch, n, heads, head_dim = q.shape
+    n, heads, head_dim = q.shape[1:]
     m = k.shape[1]
     k, v = (t.repeat_interleave(heads // k.shape[2], dim=2) for t in (k, v))
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * head_dim**-0.5
