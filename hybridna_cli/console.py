@@ -62,13 +62,17 @@ class Lines:
     def __init__(self, command, clock=time.monotonic):
         self.command, self.clock = command, clock
         self.start = self.last = clock()
+        self.first = None
 
     def __call__(self, done, total=None, note=""):
         now = self.clock()
-        if now - self.last < SECONDS_BETWEEN_LINES:
+        if self.first is None:
+            # A run that goes on from a snapshot does not begin at 0, and loading is no part of the rate.
+            self.first, self.start = done, now
+        if now - self.last < SECONDS_BETWEEN_LINES or now == self.start:
             return
         self.last = now
-        rate = done / (now - self.start)
+        rate = (done - self.first) / (now - self.start)
         text = f"{done:,}" if total is None else f"{done:,} of {total:,} ({100 * done / max(total, 1):.0f} %)"
         text += f", {rate:,.3g}/s"
         if total is not None and rate > 0:
@@ -144,12 +148,15 @@ def reporting(command, quiet=False, summary_json=None):
 
 
 def spell_summary(table):
-    """Spell a summary in one line: `records 510, ok 498, ref_mismatch 12, seconds 3.1`; nested counts of 0 left out."""
+    """Spell a summary in one line: `records 510, ok 498, ref_mismatch 12, seconds 3.1`.
+
+    Nested counts of 0 are left out, and so are lists, which are for --summary-json.
+    """
     parts = []
     for key, value in table.items():
         if isinstance(value, dict):
             parts += [f"{k} {_spell_value(v)}" for k, v in value.items() if v not in (0, None)]
-        elif value is not None:
+        elif value is not None and not isinstance(value, list | tuple):
             parts.append(f"{key} {_spell_value(value)}")
     return ", ".join(parts)
 

@@ -151,14 +151,21 @@ def write_json(path, value):
 
 def write_tensors(path, tensors, metadata=None):
     """Write tensors to a safetensors file, fsynced; its mode follows the umask."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
     path.touch()
     mode = path.stat().st_mode
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=metadata or {"format": "pt"}
-    )
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    try:
+        save_file(plain, path, metadata=metadata or {"format": "pt"})
+    except SafetensorError as error:
+        # A full disk and its kin are told of in the text alone.
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
     # The library makes its files private, which would shut out the owner's group.
     os.chmod(path, mode)
     sync_file(path)

@@ -6,12 +6,21 @@ run.toml -> corpus.window(i) -> model -> loss -> optimiser -> snapshots -> model
 import dataclasses
 import hashlib
 import json
+import logging
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from hybridna_core.errors import SystemFault, UsageError
+from hybridna_core.data.inputs import check_input, warn
+from hybridna_core.errors import DataError, ModelError, SystemFault, UsageError
+from hybridna_core.memory import free_bytes, spell_bytes
 from hybridna_core.run_config import read_run
+
+log = logging.getLogger("hybridna")
+
+# Parts of a run that must stay as they are from start to resume.
+FIXED = ("model", "species", "stage", "seed", "mixture", "optim")
 
 
 class PretrainSummary(NamedTuple):
@@ -28,70 +37,217 @@ class PretrainSummary(NamedTuple):
         return self._asdict()
 
 
+class SpeciesPlan(NamedTuple):
+    """One species in a dry run: known bases trained on and held out, share of the windows, expected passes."""
+
+    name: str
+    bases: int
+    held_out: int
+    share: float
+    passes: float
+
+
+class PretrainPlan(NamedTuple):
+    """What a pretraining run would do."""
+
+    output: str
+    steps: int
+    tokens: int
+    parameters: int
+    memory: str
+    seconds: float
+    species: tuple[SpeciesPlan, ...]
+
+    def to_dict(self):
+        return {**self._asdict(), "species": [s._asdict() for s in self.species]}
+
+
 def pretrain(run, *, output=None, set=(), device="auto", dry_run=False, progress=None):
     """Train a model as a run file says; go on from the last snapshot when there is one.
 
-    run      path of the TOML file
-    output   folder of the run (snapshots, log, finished model); the file's own `output` when None
-    set      overrides such as `optim.lr=2e-3`
-    dry_run  read the configuration and the genomes, report what would be done, train nothing
-    Returns a PretrainSummary. Raises UsageError, DataError, ModelError, SystemFault, GuardError, Stopped.
+    run       path of the TOML file
+    output    folder of the run (snapshots, log, finished model); the file's own `output` when None
+    set       overrides such as `optim.lr=2e-3`
+    dry_run   read the configuration and the genomes, report what would be done, train and write nothing
+    progress  called with steps done, steps in all and note=, a text
+    Returns a PretrainSummary, or a PretrainPlan of a dry run. A run that is finished is not trained again.
+    Raises UsageError, DataError, ModelError, SystemFault, GuardError, Stopped.
     """
-    from hybridna_core.checkpoint import choose_device, save_model
-    from hybridna_core.data.corpus import Corpus, load_species, mixture_weights
-    from hybridna_core.model.hybrid import HybridLM
-    from hybridna_core.train.loop import train, validate
-    from hybridna_core.train.optim import make_optimizer
-    from hybridna_core.train.snapshots import load_snapshot
-
     started = time.monotonic()
-    path = Path(run)
-    run = read_run(path, set)
-    output = output or run.output
-    if not output:
+    path = Path(check_input(run, random_access=True))
+    # Read now: the file may be another one when training ends.
+    run_file = path.read_bytes()
+    overrides, run = list(set), read_run(path, set)
+    folder = Path(output or run.output)
+    if not (output or run.output):
         raise UsageError("no output folder", where=path, hint='give -o DIR, or output = "DIR" in the run file')
-    folder = Path(output)
+    _check_folder(folder)
+
+    from hybridna_core.checkpoint import check_target, choose_device, save_model
+    from hybridna_core.data.corpus import load_species
+    from hybridna_core.model.hybrid import HybridLM, count_parameters
+    from hybridna_core.train.loop import train
+    from hybridna_core.train.optim import make_optimizer
+    from hybridna_core.train.snapshots import find_snapshot, hold_folder, restore_snapshot
+
     target = choose_device(device)
-    bos = run.model.bos_token_id is not None
-    tokens = sum(s.steps * s.batch_tokens for s in run.stage)
     species = [load_species(s) for s in run.species]
-    shares = mixture_weights([s.train_bases for s in species], tokens, power=run.mixture.power,
-                             max_passes=run.mixture.max_passes, given=[s.weight for s in run.species])  # fmt: skip
-    corpora = [
-        Corpus(species, shares, bases=s.context_length - bos, seed=run.seed, stage=i,
-               max_unknown=run.mixture.max_unknown, reverse_share=run.mixture.reverse_complement)
-        for i, s in enumerate(run.stage)
-    ]  # fmt: skip
-    model = HybridLM(run.model, device=target, seed=run.seed)
-    parameters = sum(p.numel() for p in model.parameters())
-    steps = sum(s.steps for s in run.stage)
+    corpora = make_corpora(run, species)
+    _warn_of_traps(run, species)
+    parameters = count_parameters(run.model)
+    steps, tokens = sum(s.steps for s in run.stage), _tokens(run)
+    memory = estimate_memory(run, parameters, species if target.type == "cpu" else ())
+    free = free_bytes(target)
+    if free is not None and memory > free:
+        warn("memory", f"about {spell_bytes(memory)} of memory are needed, {spell_bytes(free)} are free")
     if dry_run:
-        return PretrainSummary(str(folder), steps, tokens, parameters, {}, time.monotonic() - started)
+        return PretrainPlan(str(folder), steps, tokens, parameters, f"about {spell_bytes(memory)}",
+                            time.monotonic() - started, plan_species(run, species, corpora))  # fmt: skip
+
+    finished = folder / "model"
+    with hold_folder(folder):
+        check_target(finished, force=True)
+        snapshot, position = find_snapshot(folder / "snapshots")
+        fingerprint = _fingerprint(run, species)
+        if position is not None:
+            _check_unchanged(position["run"], fingerprint, folder)
+            measured = _measured(finished) if position["step"] == steps else None
+            if measured is not None:
+                log.info("finished already; nothing is left to train")
+                seconds = time.monotonic() - started
+                return PretrainSummary(str(finished), steps, tokens, parameters, measured, seconds)
+            log.info("going on from step %s of %s", f"{position['step']:,}", f"{steps:,}")
+            position["run"] = fingerprint
+        else:
+            if (folder / "log.jsonl").exists():
+                log.info("no snapshot was written yet; starting from step 0")
+            position = {"step": 0, "seen": {s.name: 0 for s in species}, "run": fingerprint}
+        model = HybridLM(run.model, device=target, seed=run.seed)
+        optimizer = make_optimizer(model, run.optim)
+        if snapshot is not None:
+            restore_snapshot(snapshot, model, optimizer)
+        position, measured = train(model, optimizer, run, corpora, species, folder=folder, position=position,
+                                   progress=progress)  # fmt: skip
+        model.name = run.name
+        record = {"seen_bases": position["seen"], "valid": measured, "set": overrides}
+        extra = {"run.toml": run_file, "training.json": json.dumps(record, indent=2) + "\n"}
+        save_model(finished, model, extra_files=extra, force=True)
+    return PretrainSummary(str(finished), steps, tokens, parameters, measured, time.monotonic() - started)
+
+
+def make_corpora(run, species):
+    """Return one Corpus per stage of a run."""
+    from hybridna_core.data.corpus import Corpus
+
+    mixture, weights = run.mixture, [s.weight for s in run.species]
+    return [
+        Corpus(species, bases=_window_bases(run, stage), tokens=_tokens(run), seed=run.seed, stage=number,
+               power=mixture.power, max_passes=mixture.max_passes, weights=weights, max_unknown=mixture.max_unknown,
+               reverse_share=mixture.reverse_complement)
+        for number, stage in enumerate(run.stage)
+    ]  # fmt: skip
+
+
+def plan_species(run, species, corpora):
+    """Return a SpeciesPlan of each species, over all stages."""
+    read = [0.0] * len(species)
+    for stage, corpus in zip(run.stage, corpora, strict=True):
+        bases = stage.steps * (stage.batch_tokens // stage.context_length) * corpus.bases
+        read = [total + float(share) * bases for total, share in zip(read, corpus.shares, strict=True)]
+    return tuple(
+        SpeciesPlan(one.name, one.train_bases, one.valid_bases, bases / sum(read), bases / max(1, one.train_bases))
+        for one, bases in zip(species, read, strict=True)
+    )
+
+
+def estimate_memory(run, parameters, species):
+    """Estimate the bytes that training takes: weights, gradients, two moments, activations, genomes, torch itself."""
+    config = run.model
+    at_once = max(
+        max(1, min(s.batch_tokens, run.optim.microbatch_tokens) // s.context_length) * s.context_length
+        for s in run.stage
+    )
+    # Floats per token that the backward pass reads again, counted with autograd's saved-tensor hooks.
+    mlp = 4 * config.intermediate_size
+    mamba = 6 * config.hidden_size + 19 * config.mamba_width + 18 * config.mamba_n_groups * config.mamba_d_state
+    per_token = sum(mlp + (mamba if kind == "mamba" else 10 * config.hidden_size) for kind in config.layer_types)
+    genomes = sum(len(s.ids) for one in species for s in one.train + one.valid)
+    return int(16 * parameters + 1.25 * 4 * per_token * at_once + genomes + 300 * 2**20)
+
+
+def _check_folder(folder):
+    """Raise before any work if the folder of a run can neither be used nor made."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("exists and is no folder", where=folder, hint="give another output")
+    nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise SystemFault("is no folder", where=nearest, hint="give another output")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SystemFault("folder is not writable", where=nearest)
+
+
+def _warn_of_traps(run, species):
+    """Warn of what runs to its end and still comes to nothing."""
+    from hybridna_core.data.corpus import validation_windows
+
+    steps = sum(s.steps for s in run.stage)
+    if run.optim.warmup_steps >= steps:
+        what = f"warm-up takes {run.optim.warmup_steps:,} steps and the run has {steps:,}: optim.lr is never reached"
+        warn("warm-up", what)
+    for number, stage in enumerate(run.stage):
+        bases = _window_bases(run, stage)
+        for one in species:
+            if one.valid and not len(validation_windows(one, bases, 1)):
+                what = f"{one.name}: nothing is measured in stage {number}, no held-out window of {bases:,} known bases"
+                warn("nothing-measured", what)
+
+
+def _window_bases(run, stage):
+    """Bases per window of a stage."""
+    return stage.context_length - (run.model.bos_token_id is not None)
+
+
+def _tokens(run):
+    """Training tokens of a whole run."""
+    return sum(s.steps * s.batch_tokens for s in run.stage)
+
+
+def _measured(folder):
+    """Return what a finished model folder says of its validation, or None if it is not whole."""
+    from hybridna_core.checkpoint import verify_manifest
+    from hybridna_core.config import read_json
 
     try:
-        (folder / "snapshots").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemFault(error.strerror or str(error), where=folder) from None
-    optimizer = make_optimizer(model, run.optim)
-    fingerprint = _fingerprint(run)
-    position = load_snapshot(folder / "snapshots", model, optimizer)
-    if position is None:
-        position = {"step": 0, "seen": {s.name: 0 for s in species}, "run": fingerprint}
-    changed = sorted(k for k in fingerprint if fingerprint[k] != position["run"].get(k))
+        verify_manifest(folder)
+        return read_json(folder / "training.json")["valid"]
+    except (ModelError, UsageError, OSError, KeyError):
+        return None
+
+
+def _fingerprint(run, species):
+    """Digest what must stay the same from start to resume: parts of the run file, and the genomes' content."""
+    table = dataclasses.asdict(run)
+    parts = {k: hashlib.sha256(json.dumps(table[k], sort_keys=True).encode()).hexdigest()[:16] for k in FIXED}
+    data = hashlib.sha256()
+    for config, one in zip(run.species, species, strict=True):
+        for stretch in one.train + one.valid:
+            place = (one.name, config.weight, stretch.contig, stretch.start, stretch.end)
+            data.update(repr(place).encode())
+            data.update(stretch.ids)
+    return {**parts, "data": data.hexdigest()[:16]}
+
+
+def _check_unchanged(before, now, folder):
+    """Compare fingerprints; raise UsageError for a changed configuration, DataError for changed genomes."""
+    changed = [k for k in FIXED if before.get(k) != now[k]]
+    # Snapshots of early releases know the genomes by their paths alone.
+    same_data = before.get("data", now["data"]) == now["data"]
+    if "data" in before and same_data and "species" in changed:
+        # Only the paths are others: the genomes were moved.
+        changed.remove("species")
     if changed:
         raise UsageError(f"{', '.join(changed)} changed since the run began", where=folder,
                          hint="undo the change, or give another output folder")  # fmt: skip
-    position = train(model, optimizer, run, corpora, species, folder=folder, position=position, progress=progress)
-    bases = run.stage[-1].context_length - bos
-    measured = validate(model, species, bases, run)
-    model.name = run.name
-    extra = {"run.toml": path, "training.json": json.dumps({"seen_bases": position["seen"], "valid": measured})}
-    finished = save_model(folder / "model", model, extra_files=extra, force=True)
-    return PretrainSummary(str(finished), position["step"], tokens, parameters, measured, time.monotonic() - started)
-
-
-def _fingerprint(run):
-    """What must stay the same from start to resume, by part of the run file."""
-    table = dataclasses.asdict(run)
-    parts = ("model", "species", "stage", "seed", "mixture", "optim")
-    return {k: hashlib.sha256(json.dumps(table[k], sort_keys=True).encode()).hexdigest()[:16] for k in parts}
+    if not same_data:
+        raise DataError("the genomes' content changed since the run began", where=folder,
+                        hint="put the old files back, or give another output folder")  # fmt: skip

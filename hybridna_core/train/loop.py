@@ -3,6 +3,7 @@
 windows of one step -> microbatches -> loss, gradients -> clip -> AdamW; now and then: log, validation, snapshot
 """
 
+import contextlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from hybridna_core.data.corpus import validation_windows
+from hybridna_core.data.inputs import warn
 from hybridna_core.errors import GuardError, Stopped
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import A, T
@@ -77,23 +79,11 @@ def train_step(model, optimizer, tokens, *, lr, clip, microbatch_tokens):
     return StepResult(total / max(1, bases) / LN2, bases, norm)
 
 
-def bits_per_base(model, ids, bos):
-    """Mean negative log2 probability over A, C, G, T of the second half of each window.
+class Signals:
+    """Note SIGINT, SIGTERM and their kin, so that the step in hand is finished; a second SIGINT stops at once.
 
-    ids  (n, bases) uint8
+    number  of the signal that came, None so far
     """
-    total, count = 0.0, 0
-    for row in ids:
-        log_probs, _ = read(model, with_start(row[None], bos).to(model.device))
-        counted = log_probs[0, -(len(row) // 2) :]
-        counted = counted[~counted.isnan()]
-        total -= float(counted.sum())
-        count += len(counted)
-    return total / max(1, count) / LN2
-
-
-class _Signals:
-    """Note SIGINT, SIGTERM and their kin, so that the step in hand is finished; a second SIGINT stops at once."""
 
     def __enter__(self):
         self.number = None
@@ -101,14 +91,22 @@ class _Signals:
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"):
                 number = getattr(signal, name, None)
-                if number is not None:
+                # nohup and a shell's background jobs ignore signals on purpose.
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._old[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number, _frame):
-        if self.number == signal.SIGINT and number == signal.SIGINT:
+        if self.number == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+
+    def check(self, step):
+        """Raise Stopped if a signal came; everything up to `step` is saved."""
+        if self.number is not None:
+            name = signal.Signals(self.number).name
+            hint = "the same command goes on from here"
+            raise Stopped(f"stopped by {name}, saved", signal_number=self.number, where=f"step {step}", hint=hint)
 
     def __exit__(self, *_):
         for number, old in self._old.items():
@@ -116,108 +114,184 @@ class _Signals:
 
 
 class Log:
-    """JSON lines beside the snapshots; on resume, lines after the snapshot's step are cut."""
+    """JSON lines beside the snapshots; on resume, lines after the snapshot's step are cut.
+
+    A log that cannot be written costs a warning, never the run.
+    """
 
     def __init__(self, path, step):
+        self.path, self._valid = path, {}
+        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    break
-                if entry["step"] > step:
-                    break
-                kept.append(line)
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._handle = path.open("a")
+        for line in before.splitlines():
+            entry = _parse_entry(line)
+            if entry is not None and entry["step"] <= step:
+                kept.append(line + "\n")
+                self._remember(entry)
+        if "".join(kept) != before:
+            temporary = path.with_suffix(".partial")
+            with temporary.open("w", encoding="utf-8") as handle:
+                handle.writelines(kept)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        self._handle = path.open("a", encoding="utf-8")
+
+    def _remember(self, entry):
+        if "valid" in entry:
+            self._valid = {entry["step"]: entry["valid"]}
+
+    def valid_at(self, step):
+        """Return what validation measured at the given step if that is the last one logged, else None."""
+        return self._valid.get(step)
 
     def write(self, **entry):
-        self._handle.write(json.dumps(entry) + "\n")
-        self._handle.flush()
+        self._remember(entry)
+        try:
+            self._handle.write(json.dumps(entry) + "\n")
+            self._handle.flush()
+        except OSError as error:
+            warn("log", f"{self.path}: a line could not be written: {error.strerror}")
+
+    def sync(self):
+        """Force the lines to disk, so that no snapshot is newer than its log."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._handle.fileno())
 
     def close(self):
-        self._handle.close()
+        with contextlib.suppress(OSError):
+            self._handle.close()
+
+
+def _parse_entry(line):
+    """Return a log line as a dict, None when it is cut or is none of ours."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and type(entry.get("step")) is int else None
 
 
 def train(model, optimizer, run, corpora, species, *, folder, position, progress=None):
-    """Run the stages from a position on; return the last position.
+    """Run the stages from a position on; return the last position and what the last validation measured.
 
     corpora   one Corpus per stage
-    position  dict with `step` (steps done in all) and `seen` (bases read, per species)
+    position  dict with `step` (steps done in all), `seen` (bases read, per species), and `since`: bits and bases since
+              the last line of the log
+    progress  called with steps done, steps in all and note=, a text
     raises    Stopped after a signal, with a snapshot saved; GuardError, with the last snapshot good
     """
-    bos = run.model.bos_token_id
     ends = np.cumsum([s.steps for s in run.stage])
     total = int(ends[-1])
-    log = Log(folder / "log.jsonl", position["step"])
-    window_start, tokens_since, bits_since, bases_since = time.monotonic(), 0, 0.0, 0
-    with _Signals() as signals:
-        try:
-            while position["step"] < total:
-                step = position["step"]
-                index = int(np.searchsorted(ends, step, side="right"))
-                stage, corpus = run.stage[index], corpora[index]
-                rows = stage.batch_tokens // stage.context_length
-                within = step - (int(ends[index - 1]) if index else 0)
-                windows = [corpus.window(within * rows + r) for r in range(rows)]
-                tokens = with_start(np.stack([ids for _, ids in windows]), bos)
-                lr = learning_rate(step, total, run.optim)
-                try:
-                    result = train_step(model, optimizer, tokens, lr=lr, clip=run.optim.clip,
-                                        microbatch_tokens=run.optim.microbatch_tokens)  # fmt: skip
-                except GuardError as error:
-                    batch = f"windows {within * rows} to {within * rows + rows - 1} of stage {index}"
-                    raise GuardError(f"{error.what} ({batch})", where=f"step {step + 1}",
-                                     hint="lower optim.lr; the last snapshot is good") from None  # fmt: skip
-                for kind, ids in windows:
-                    position["seen"][corpus.names[kind]] += len(ids)
-                position["step"] = step = step + 1
-                tokens_since += tokens.numel()
-                bits_since += result.bits * result.bases
-                bases_since += result.bases
-                if step % run.save.log_every == 0 or step == total:
-                    now = time.monotonic()
-                    entry = {
-                        "step": step, "stage": index, "bits_per_base": bits_since / max(1, bases_since), "lr": lr,
-                        "gradient_norm": result.gradient_norm, "tokens": _tokens(run, step),
-                        "tokens_per_second": tokens_since / (now - window_start),
-                    }  # fmt: skip
-                    log.write(**entry)
-                    window_start, tokens_since, bits_since, bases_since = now, 0, 0.0, 0
-                    if progress:
-                        rate = entry["tokens_per_second"]
-                        progress(step, total, note=f"{entry['bits_per_base']:.3f} bits/base, {rate:,.0f} tokens/s")
-                if step % run.valid.every == 0 or step == total:
-                    measured = validate(model, species, stage.context_length - (bos is not None), run)
-                    if measured:
-                        log.write(step=step, stage=index, valid=measured)
-                    window_start = time.monotonic()
-                if step % run.save.every == 0 or step == total or signals.number:
-                    save_snapshot(folder / "snapshots", model, optimizer, position, keep=run.save.keep)
-                    window_start = time.monotonic()
-                if signals.number and step < total:
-                    name = signal.Signals(signals.number).name
-                    raise Stopped(f"stopped by {name}, saved", signal_number=signals.number, where=f"step {step}",
-                                  hint="the same command goes on from here")  # fmt: skip
-        finally:
-            log.close()
-    return position
+    since = position.setdefault("since", {"bits": 0.0, "bases": 0})
+    clock, tokens_since, note = time.monotonic(), 0, ""
+    with contextlib.closing(Log(folder / "log.jsonl", position["step"])) as log, Signals() as signals:
+        # A signal may have come between a step and its validation.
+        _validate_when_due(model, species, run, ends, position["step"], log, signals)
+        signals.check(position["step"])
+        if progress:
+            progress(position["step"], total)
+        while position["step"] < total:
+            stage, lr, result = _take_step(model, optimizer, run, corpora, ends, position)
+            step = position["step"]
+            tokens_since += run.stage[stage].batch_tokens
+            since["bits"] += result.bits * result.bases
+            since["bases"] += result.bases
+            if step % run.save.log_every == 0 or step == total:
+                now = time.monotonic()
+                bits, rate = since["bits"] / max(1, since["bases"]), tokens_since / (now - clock)
+                log.write(
+                    step=step, stage=stage, bits_per_base=bits, lr=lr, gradient_norm=result.gradient_norm,
+                    tokens=count_tokens(run, step), tokens_per_second=rate,
+                )  # fmt: skip
+                clock, tokens_since = now, 0
+                since.update(bits=0.0, bases=0)
+                note = f"{bits:.3f} bits/base, {rate:,.0f} tokens/s"
+            if progress:
+                progress(step, total, note=note)
+            paused = time.monotonic()
+            _validate_when_due(model, species, run, ends, step, log, signals)
+            if step % run.save.every == 0 or step == total or signals.number:
+                log.sync()
+                save_snapshot(folder / "snapshots", model, optimizer, position, keep=run.save.keep)
+            signals.check(step)
+            # Speed is that of training alone.
+            clock += time.monotonic() - paused
+        return position, log.valid_at(total) or {}
 
 
-def validate(model, species, bases, run):
-    """Measure bits per base on the held-out windows of each species; {} where nothing is held out."""
+def _take_step(model, optimizer, run, corpora, ends, position):
+    """Take the next step and move the position on; return the stage's number, the learning rate and the StepResult."""
+    step = position["step"]
+    stage = find_stage(ends, step)
+    lr = learning_rate(step, int(ends[-1]), run.optim)
+    within = step - int(ends[stage - 1]) if stage else step
+    rows = run.stage[stage].batch_tokens // run.stage[stage].context_length
+    windows = [corpora[stage].window(within * rows + row) for row in range(rows)]
+    tokens = with_start(np.stack([ids for _, ids in windows]), run.model.bos_token_id)
+    try:
+        result = train_step(model, optimizer, tokens, lr=lr, clip=run.optim.clip,
+                            microbatch_tokens=run.optim.microbatch_tokens)  # fmt: skip
+    except GuardError as error:
+        what = f"{error.what} (windows {within * rows} to {within * rows + rows - 1} of stage {stage})"
+        hint = "begin again in another folder with a lower optim.lr; the last snapshot is good"
+        raise GuardError(what, where=f"step {step + 1}", hint=hint) from None
+    for kind, ids in windows:
+        position["seen"][corpora[stage].names[kind]] += len(ids)
+    position["step"] = step + 1
+    return stage, lr, result
+
+
+def find_stage(ends, step):
+    """Return the number of the stage that step number `step` (from 0) belongs to; ends: steps up to each one's end."""
+    return int(np.searchsorted(ends, step, side="right"))
+
+
+def _validate_when_due(model, species, run, ends, step, log, signals):
+    """Measure the held-out bases after `step` steps and log it, if that is due and not yet done."""
+    total = int(ends[-1])
+    due = step > 0 and (step % run.valid.every == 0 or step == total)
+    if not due or log.valid_at(step) is not None:
+        return
+    stage = find_stage(ends, step - 1)
+    measured = validate(model, species, run, stage, stop=lambda: signals.number)
+    if measured:
+        log.write(step=step, stage=stage, valid=measured)
+
+
+def validate(model, species, run, stage, stop=None):
+    """Measure bits per base on the held-out windows of each species, as long as those of a stage.
+
+    stop     called before each window; what it returns, if true, ends it all
+    returns  {species: bits per base}, without those that hold out nothing; None when stopped
+    """
+    bos = run.model.bos_token_id
+    bases = run.stage[stage].context_length - (bos is not None)
     measured = {}
     for one in species:
-        ids = validation_windows(one, bases, run.valid.windows) if one.valid else []
-        if len(ids):
-            measured[one.name] = bits_per_base(model, ids, run.model.bos_token_id)
+        total, count = 0.0, 0
+        for ids in validation_windows(one, bases, run.valid.windows):
+            if stop is not None and stop():
+                return None
+            bits, counted = window_bits(model, ids, bos)
+            total, count = total + bits, count + counted
+        if count:
+            measured[one.name] = total / count
     return measured
 
 
-def _tokens(run, steps):
+def window_bits(model, ids, bos):
+    """Sum the bits of A, C, G, T over the second half of one window; return the sum and the number of bases.
+
+    ids  (bases,) uint8
+    """
+    log_probs, _ = read(model, with_start(ids[None], bos).to(model.device))
+    counted = log_probs[0, -(len(ids) // 2) :]
+    counted = counted[~counted.isnan()]
+    return -float(counted.sum()) / LN2, len(counted)
+
+
+def count_tokens(run, steps):
     """Tokens read in the first `steps` steps of a run."""
     total = 0
     for stage in run.stage:

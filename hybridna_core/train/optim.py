@@ -43,4 +43,5 @@ def restore_optimizer(optimizer, model, tensors):
     for name, value in tensors.items():
         key, parameter = name.split(".", 1)
         shaped = value.reshape(()) if key == "step" else value
-        optimizer.state[named[parameter]][key] = shaped.clone()
+        # The fused optimiser keeps even its step count beside the weights.
+        optimizer.state[named[parameter]][key] = shaped.to(named[parameter].device, copy=True)
