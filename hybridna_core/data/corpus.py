@@ -203,7 +203,7 @@ class Corpus:
             self._refuse(species, max_unknown)
         for name, pool in zip(self.names, self._pools, strict=True):
             self._warn(name, pool.short, f"shorter than the window of {bases:,} bases")
-            self._warn(name, pool.unknown, f"over {max_unknown:.0%} unknown bases in every window of {bases:,}")
+            self._warn(name, pool.unknown, f"over {100 * max_unknown:g} % unknown bases in every window of {bases:,}")
         self.shares = mixture_weights(
             [s.train_bases for s in species], tokens, power=power, max_passes=max_passes, given=weights,
             usable=self.usable,
@@ -217,7 +217,7 @@ class Corpus:
         if longest < self.bases:
             what = f"every contig is shorter than the window: longest {longest:,} bases, window {self.bases:,}"
             raise DataError(what, where=where, hint="shorten the stage's context_length")
-        what = f"every window of {self.bases:,} bases has over {max_unknown:.0%} unknown bases"
+        what = f"every window of {self.bases:,} bases has over {100 * max_unknown:g} % unknown bases"
         raise DataError(what, where=where, hint="raise mixture.max_unknown")
 
     def _warn(self, name, stretches, why):
