@@ -1,11 +1,13 @@
 """`hybridna models`: list, show, import and check model folders."""
 
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from hybridna_cli.console import reporting
 from hybridna_cli.options import Device, Dtype, Force, Quiet, SummaryJson, Threads
+from hybridna_core.errors import ModelError
 
 models_app = typer.Typer(
     help="List, show, import and check model folders.", rich_markup_mode=None, no_args_is_help=False
@@ -40,6 +42,17 @@ def print_lines(lines):
     """Print each line on stdout."""
     for line in lines:
         print(line)
+
+
+@contextmanager
+def report_of_refusal(json):
+    """Print the report that a refused published folder carries, unless stdout is for JSON."""
+    try:
+        yield
+    except ModelError as error:
+        if json != "-" and getattr(error, "report", None) is not None:
+            print_lines(error.report.lines())
+        raise
 
 
 @models_app.command("list")
@@ -102,19 +115,13 @@ def import_(
     Remote code is never run, pickles are refused.
     """
     from hybridna_core.commands.models import import_model
-    from hybridna_core.errors import ModelError
 
-    with reporting("models import", quiet, summary_json) as shown:
-        try:
-            summary = import_model(
-                folder, output, json=json, force=force, allow_partial=allow_partial,
-                accept_conflicts=accept_conflicts, allow_nonfinite=allow_nonfinite, n_groups=n_groups,
-                attention_heads=attention_heads, dtype=dtype, progress=shown.progress,
-            )  # fmt: skip
-        except ModelError as error:
-            if json != "-" and getattr(error, "report", None) is not None:
-                print_lines(error.report.lines())
-            raise
+    with reporting("models import", quiet, summary_json) as shown, report_of_refusal(json):
+        summary = import_model(
+            folder, output, json=json, force=force, allow_partial=allow_partial, accept_conflicts=accept_conflicts,
+            allow_nonfinite=allow_nonfinite, n_groups=n_groups, attention_heads=attention_heads, dtype=dtype,
+            progress=shown.progress,
+        )  # fmt: skip
         if json != "-":
             print_lines(summary.report.lines())
         shown.summary = summary
@@ -147,7 +154,7 @@ def check(
     """
     from hybridna_core.commands.models import check_model
 
-    with reporting("models check", quiet, summary_json) as shown:
+    with reporting("models check", quiet, summary_json) as shown, report_of_refusal(json):
         summary = check_model(
             folder, json=json, force=force, exhaustive=exhaustive, all_probes=all_probes, device=device, dtype=dtype,
             allow_partial=allow_partial, n_groups=n_groups, attention_heads=attention_heads, progress=shown.progress,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hybridna_core.checkpoint import (
+    STORED_DTYPES,
     bundled_names,
     check_target,
     is_own_folder,
@@ -173,6 +174,8 @@ def import_model(
     source = resolve_folder(folder)
     if is_own_folder(source):
         raise UsageError("is a model folder of ours already", where=source, hint="use it with --model")
+    if dtype not in ("auto", *STORED_DTYPES):
+        raise UsageError(f"dtype {dtype!r} is unknown", hint=f"one of auto, {', '.join(STORED_DTYPES)}")
     check_target(output, force=force)
     if Path(output).resolve() == source.resolve():
         raise UsageError("the output is the folder to import", where=output, hint="give another -o")
@@ -297,5 +300,6 @@ def _to_json(table):
 
 def write_report(path, table, force=False):
     """Write a report as JSON; `-` is stdout."""
+    check_output(path, force=force)
     with open_output(path, force=force) as handle:
         handle.write(_to_json(table).encode())
