@@ -1,0 +1,460 @@
+"""The training loop's parts: loss, step, schedule, optimiser, log, signals, snapshots."""
+
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from genome_files import warnings_of
+from toys import SMALL, markov_log_prob, markov_model, random_model, uniform_model
+
+from hybridna_core.errors import GuardError, ModelError, Stopped, UsageError
+from hybridna_core.model.hybrid import HybridLM
+from hybridna_core.model.likelihood import log_probs
+from hybridna_core.run_config import OptimConfig
+from hybridna_core.tokenizer import BOS, N, decode, encode
+from hybridna_core.train import loop, snapshots
+from hybridna_core.train.loop import Log, Signals, loss_sum, train_step, window_bits, with_start
+from hybridna_core.train.optim import learning_rate, make_optimizer, optimizer_tensors
+from hybridna_core.train.snapshots import find_snapshot, hold_folder, restore_snapshot, save_snapshot
+
+TABLE = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1]])
+
+
+def rows(*texts):
+    return with_start(np.stack([encode(text) for text in texts]), BOS)
+
+
+def fresh(seed=0):
+    """A small model that is ready to be trained."""
+    return HybridLM(SMALL, seed=seed)
+
+
+def drawn(count, length, seed=0):
+    """Rows of random bases with a start token; the first has many unknown ones."""
+    ids = np.random.default_rng(seed).integers(7, 11, (count, length)).astype(np.uint8)
+    ids[0, : length // 2] = N
+    return with_start(ids, BOS)
+
+
+# --- Loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_start_token():
+    assert rows("ACGT").tolist() == [[2, 7, 8, 9, 10]]
+    assert with_start(encode("ACGT")[None], None).tolist() == [[7, 8, 9, 10]]
+
+
+def test_loss_of_a_model_that_knows_nothing():
+    total, count = loss_sum(uniform_model(), rows("ACGTN", "NNNAC"))
+    assert count == 6 and float(total) == pytest.approx(6 * math.log(12), rel=1e-6)
+
+
+def test_loss_is_counted_over_bases_alone():
+    model = markov_model(TABLE, start=TABLE[2])
+    total, count = loss_sum(model, rows("ACCTGA"))
+    assert count == 6 and float(total) == pytest.approx(-markov_log_prob(TABLE, "ACCTGA", TABLE[2]), rel=1e-5)
+    # After N comes the start distribution; N itself is counted nowhere.
+    total, count = loss_sum(model, rows("ACNNTG"))
+    due = markov_log_prob(TABLE, "AC", TABLE[2]) + markov_log_prob(TABLE, "TG", TABLE[2])
+    assert count == 4 and float(total) == pytest.approx(-due, rel=1e-5)
+    assert loss_sum(model, rows("NNN"))[1] == 0 and float(loss_sum(model, rows("NNN"))[0]) == 0
+
+
+def test_without_a_start_token_the_first_base_is_not_counted():
+    total, count = loss_sum(markov_model(TABLE), with_start(encode("ACCT")[None], None))
+    assert count == 3
+    due = markov_log_prob(TABLE, "ACCT") - math.log(0.25)
+    assert float(total) == pytest.approx(-due, rel=1e-5)
+
+
+# --- Step ------------------------------------------------------------------------------------------------------------
+
+
+def step_of(tokens, microbatch_tokens, clip=1e9):
+    """Take one plain gradient step of rate 1; return the change of every weight, and the StepResult."""
+    model = fresh()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=123.0)
+    result = train_step(model, optimizer, tokens, lr=1.0, clip=clip, microbatch_tokens=microbatch_tokens)
+    assert all(p.grad is None for p in model.parameters())
+    return {n: p.detach() - before[n] for n, p in model.named_parameters()}, result
+
+
+def test_splitting_a_batch_changes_nothing():
+    tokens = drawn(6, 40)
+    whole, due = step_of(tokens, 10**6)
+    assert due.bases == 6 * 40 - 20
+    for microbatch in (41, 2 * 41, 4 * 41, 1):
+        change, result = step_of(tokens, microbatch)
+        assert result.bases == due.bases
+        assert result.bits == pytest.approx(due.bits, rel=1e-6)
+        assert result.gradient_norm == pytest.approx(due.gradient_norm, rel=1e-5)
+        for name, value in change.items():
+            assert torch.allclose(value, whole[name], rtol=1e-4, atol=1e-7), name
+
+
+def test_a_step_follows_the_mean_over_bases():
+    tokens = drawn(3, 30)
+    change, result = step_of(tokens, 31)
+    model = fresh()
+    total, count = loss_sum(model, tokens)
+    (total / count).backward()
+    assert result.bits == pytest.approx(total.item() / count / math.log(2), rel=1e-6)
+    squares = sum(float((p.grad.double() ** 2).sum()) for p in model.parameters())
+    assert result.gradient_norm == pytest.approx(squares**0.5, rel=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(change[name], -parameter.grad, rtol=1e-3, atol=1e-6), name
+
+
+def test_gradients_are_clipped_to_the_norm():
+    change, result = step_of(drawn(3, 30), 31, clip=0.01)
+    moved = sum(float((c.double() ** 2).sum()) for c in change.values()) ** 0.5
+    assert result.gradient_norm > 0.1 and moved == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_batch_of_unknown_bases_is_harmless():
+    change, result = step_of(with_start(np.full((2, 9), N, dtype=np.uint8), BOS), 10)
+    assert (result.bits, result.bases, result.gradient_norm) == (0, 0, 0)
+    assert all((c == 0).all() for c in change.values())
+
+
+def nan_loss(total, model):
+    return total * math.nan
+
+
+def infinite_loss(total, model):
+    return total + math.inf
+
+
+def nan_gradient(total, model):
+    # The slope of the square root at 0 is infinite, and 0 times that is not a number.
+    return total + (model.lm_head.weight.sum() * 0).sqrt()
+
+
+@pytest.mark.parametrize("spoil", [nan_loss, infinite_loss, nan_gradient])
+def test_nothing_that_is_not_finite_reaches_the_weights(monkeypatch, spoil):
+    model = fresh()
+    optimizer = make_optimizer(model, OptimConfig())
+    options = {"lr": 1e-3, "clip": 1.0, "microbatch_tokens": 41}
+    train_step(model, optimizer, drawn(4, 40), **options)
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    moments = {n: t.clone() for n, t in optimizer_tensors(optimizer, model).items()}
+    calls = []
+
+    def spoilt(model, tokens):
+        total, count = loss_sum(model, tokens)
+        calls.append(count)
+        return (spoil(total, model) if len(calls) == 2 else total), count
+
+    monkeypatch.setattr(loop, "loss_sum", spoilt)
+    with pytest.raises(GuardError, match="are not finite") as caught:
+        train_step(model, optimizer, drawn(4, 40, seed=1), **options)
+    assert caught.value.exit_code == 6 and len(calls) == 4
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[name]) and parameter.grad is None
+    for name, tensor in optimizer_tensors(optimizer, model).items():
+        assert torch.equal(tensor, moments[name])
+
+
+# --- Optimiser and schedule ------------------------------------------------------------------------------------------
+
+
+def test_schedule_by_hand():
+    config = OptimConfig(lr=1.0, warmup_steps=4, final_lr=0.2)
+    rates = [learning_rate(step, 12, config) for step in range(13)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    # 8 steps of cosine from 1 to 0.2: half way in the middle, 0.6 + 0.4 cos(pi/4) after a quarter.
+    assert rates[4] == 1.0 and rates[8] == pytest.approx(0.6) and rates[12] == pytest.approx(0.2)
+    assert rates[6] == pytest.approx(0.6 + 0.4 * 0.5**0.5) and rates[10] == pytest.approx(0.6 - 0.4 * 0.5**0.5)
+    assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
+
+
+def test_schedule_at_its_edges():
+    assert learning_rate(0, 1, OptimConfig(lr=0.5, warmup_steps=0)) == 0.5
+    constant = OptimConfig(lr=0.5, warmup_steps=0, final_lr=1.0)
+    assert {learning_rate(step, 9, constant) for step in range(9)} == {0.5}
+    # A warm-up longer than the run only ever climbs.
+    assert learning_rate(9, 10, OptimConfig(lr=1.0, warmup_steps=100)) == pytest.approx(0.1)
+
+
+def test_weight_decay_is_for_projections_alone():
+    model = fresh()
+    optimizer = make_optimizer(model, OptimConfig(lr=1e-3, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7))
+    names = {id(p): n for n, p in model.named_parameters()}
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay.keys() == set(names.values())
+    decayed = {name.split(".", 3)[-1] for name, value in decay.items() if value}
+    assert decayed == {
+        "mamba.in_proj.weight", "mamba.out_proj.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight",
+        "self_attn.v_proj.weight", "self_attn.o_proj.weight", "feed_forward.gate_proj.weight",
+        "feed_forward.up_proj.weight", "feed_forward.down_proj.weight",
+    }  # fmt: skip
+    assert set(decay.values()) == {0.3, 0.0}
+    assert {(g["betas"], g["eps"]) for g in optimizer.param_groups} == {((0.8, 0.9), 1e-7)}
+
+
+def test_the_step_uses_the_rate_it_is_given():
+    model = fresh()
+    optimizer = make_optimizer(model, OptimConfig(lr=5.0, weight_decay=0.0))
+    before = model.lm_head.weight.detach().clone()
+    train_step(model, optimizer, drawn(2, 20), lr=1e-3, clip=1.0, microbatch_tokens=100)
+    # The first step of Adam moves every weight by the rate, whatever its gradient.
+    moved = (model.lm_head.weight.detach() - before).abs()
+    assert float(moved.max()) == pytest.approx(1e-3, rel=1e-3)
+
+
+# --- Validation ------------------------------------------------------------------------------------------------------
+
+
+def test_bits_of_the_second_half_of_a_window():
+    model = random_model()
+    ids = np.random.default_rng(3).integers(7, 11, 41).astype(np.uint8)
+    ids[[25, 30]] = N
+    due = log_probs(model, [decode(ids)])[0][21:]
+    total, count = window_bits(model, ids, BOS)
+    assert count == 18
+    assert total == pytest.approx(-np.nansum(due) / math.log(2), rel=1e-9)
+
+
+# --- Log -------------------------------------------------------------------------------------------------------------
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_log_is_cut_at_the_snapshot(tmp_path):
+    path = tmp_path / "log.jsonl"
+    first = Log(path, 0)
+    for step in (10, 20, 30):
+        first.write(step=step, bits_per_base=2.0 / step)
+        first.write(step=step, valid={"bug": 1.9})
+    first.close()
+    with path.open("a") as handle:
+        handle.write('{"step": 3')
+    again = Log(path, 20)
+    assert [entry["step"] for entry in lines(path)] == [10, 10, 20, 20]
+    assert again.valid_at(20) == {"bug": 1.9} and again.valid_at(10) is None and again.valid_at(30) is None
+    again.write(step=30)
+    again.close()
+    assert [entry["step"] for entry in lines(path)] == [10, 10, 20, 20, 30]
+    before = path.stat().st_ino
+    Log(path, 30).close()
+    assert path.stat().st_ino == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("rest", ["\0\0\0\n", "[]\n", '{"step": "x"}\n', '"text"\n', '{"stp": 3}\n', "\xff\n"])
+def test_lines_that_are_none_of_ours_are_dropped(tmp_path, rest):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + rest.encode("latin-1") + b'{"step": 2}\n')
+    Log(path, 9).close()
+    assert lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_log_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
+    log = Log(tmp_path / "log.jsonl", 0)
+    log._handle.close()
+    with open("/dev/full", "w") as full:
+        log._handle = full
+        log.write(step=1)
+        log.sync()
+        log.close()
+    (said,) = warnings_of(caplog, "log")
+    assert said == f"{tmp_path / 'log.jsonl'}: a line could not be written: No space left on device"
+
+
+# --- Signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143), ("SIGUSR1", 143), ("SIGUSR2", 143)]
+)
+def test_a_signal_is_noted_and_ends_the_run_when_asked(name, code):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with Signals() as signals:
+        signals.check(3)
+        os.kill(os.getpid(), number)
+        assert signals.number == number
+        with pytest.raises(Stopped) as caught:
+            signals.check(7)
+    assert caught.value.exit_code == code
+    assert str(caught.value) == f"step 7: stopped by {name}, saved; the same command goes on from here"
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), Signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_signals_that_are_ignored_on_purpose_stay_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.number is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# --- Snapshots -------------------------------------------------------------------------------------------------------
+
+
+def trained(steps=2, **changes):
+    model = HybridLM(SMALL if not changes else type(SMALL)(**{**SMALL.__dict__, **changes}), seed=1)
+    optimizer = make_optimizer(model, OptimConfig())
+    for number in range(steps):
+        train_step(model, optimizer, drawn(2, 20, number), lr=1e-3, clip=1.0, microbatch_tokens=100)
+    return model, optimizer
+
+
+def all_tensors(model, optimizer):
+    return {**dict(model.named_parameters()), **optimizer_tensors(optimizer, model)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}])
+def test_a_snapshot_brings_everything_back(tmp_path, changes):
+    model, optimizer = trained(**changes)
+    position = {"step": 2, "since": {"bits": 0.1 + 0.2, "bases": 7}}
+    path = save_snapshot(tmp_path, model, optimizer, position, keep=2)
+    assert path.name == "step-000000002"
+    found, again = find_snapshot(tmp_path)
+    assert (found, again) == (path, position)
+    other, other_optimizer = trained(0, **changes)
+    restore_snapshot(found, other, other_optimizer)
+    due, have = all_tensors(model, optimizer), all_tensors(other, other_optimizer)
+    assert due.keys() == have.keys() and len(due) > 40
+    for name in due:
+        assert torch.equal(due[name], have[name]) and due[name].dtype == have[name].dtype, name
+    for each in ((model, optimizer), (other, other_optimizer)):
+        train_step(*each, drawn(2, 20, 9), lr=1e-3, clip=1.0, microbatch_tokens=100)
+    due, have = all_tensors(model, optimizer), all_tensors(other, other_optimizer)
+    assert all(torch.equal(due[name], have[name]) for name in due)
+
+
+def test_the_newest_are_kept(tmp_path):
+    model, optimizer = trained(1)
+    (tmp_path / "step-notes").mkdir()
+    (tmp_path / "step-7").write_text("a file")
+    for step in (5, 10, 100, 1000):
+        save_snapshot(tmp_path, model, optimizer, {"step": step}, keep=3)
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["step-000000010", "step-000000100", "step-000001000", "step-7", "step-notes"]
+    assert find_snapshot(tmp_path)[1] == {"step": 1000}
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "position.json", "manifest.json"])
+@pytest.mark.parametrize("harm", [flip, cut, remove])
+def test_a_damaged_snapshot_is_passed_over(tmp_path, caplog, name, harm):
+    model, optimizer = trained(1)
+    for step in (10, 20):
+        save_snapshot(tmp_path, model, optimizer, {"step": step}, keep=2)
+    harm(tmp_path / "step-000000020" / name)
+    found, position = find_snapshot(tmp_path)
+    assert position == {"step": 10}
+    passed, lost = warnings_of(caplog, "snapshot")
+    assert passed.startswith("snapshot of step 20 passed over: ")
+    assert lost == "going on from step 10: 10 steps are lost to damage"
+    # The run goes on: the damaged one makes way and does not count among those that are kept.
+    save_snapshot(tmp_path, model, optimizer, {"step": 20}, keep=2)
+    assert find_snapshot(tmp_path)[1] == {"step": 20} and found.is_dir()
+
+
+def test_damaged_snapshots_of_a_lost_future_are_deleted(tmp_path):
+    model, optimizer = trained(1)
+    for step in (10, 20, 30):
+        save_snapshot(tmp_path, model, optimizer, {"step": step}, keep=3)
+    for step in (20, 30):
+        flip(tmp_path / f"step-{step:09d}" / "position.json")
+    assert find_snapshot(tmp_path)[1] == {"step": 10}
+    save_snapshot(tmp_path, model, optimizer, {"step": 15}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000010", "step-000000015"]
+
+
+def test_no_snapshot_and_none_that_is_whole(tmp_path):
+    assert find_snapshot(tmp_path / "none") == (None, None)
+    assert find_snapshot(tmp_path) == (None, None)
+    model, optimizer = trained(1)
+    for step in (10, 20):
+        flip(save_snapshot(tmp_path, model, optimizer, {"step": step}, keep=2) / "model.safetensors")
+    with pytest.raises(ModelError, match="all 2 snapshots are damaged; delete the folder to start afresh") as caught:
+        find_snapshot(tmp_path)
+    assert caught.value.exit_code == 4
+
+
+def test_a_snapshot_that_cannot_be_read_back_deletes_nothing(tmp_path, monkeypatch):
+    model, optimizer = trained(1)
+    for step in (10, 20):
+        save_snapshot(tmp_path, model, optimizer, {"step": step}, keep=2)
+    check = snapshots.verify_manifest
+
+    def failing(folder):
+        flip(folder / "model.safetensors")
+        return check(folder)
+
+    monkeypatch.setattr(snapshots, "verify_manifest", failing)
+    with pytest.raises(ModelError, match="checksum"):
+        save_snapshot(tmp_path, model, optimizer, {"step": 30}, keep=2)
+    monkeypatch.undo()
+    assert find_snapshot(tmp_path)[1] == {"step": 20} and (tmp_path / "step-000000010").is_dir()
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
+    left = tmp_path / "run" / "snapshots" / ".hybridna-123-abcd.partial"
+    shutil.copytree(os.path.dirname(__file__), left)
+    with hold_folder(tmp_path / "run"):
+        assert not left.exists()
+
+
+def hold_until_told(folder, connection):
+    with hold_folder(folder):
+        connection.send(os.getpid())
+        connection.recv()
+
+
+def test_one_run_per_folder(tmp_path):
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    holder = multiprocessing.get_context("spawn").Process(target=hold_until_told, args=(tmp_path, theirs))
+    holder.start()
+    try:
+        assert ours.poll(60)
+        number = ours.recv()
+        with pytest.raises(UsageError) as caught, hold_folder(tmp_path):
+            pass
+        assert caught.value.exit_code == 2
+        assert (
+            f"{tmp_path}: process {number} on " in str(caught.value)
+            and "is training in this folder" in caught.value.what
+        )
+    finally:
+        holder.kill()
+        holder.join()
+    # The lock ends with its process, killed or not.
+    for _ in range(2):
+        with hold_folder(tmp_path):
+            pass
+    assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
