@@ -5,7 +5,17 @@ from typing import Annotated
 import typer
 
 from hybridna_cli.console import reporting
-from hybridna_cli.options import Device, DryRun, Quiet, SummaryJson, Threads
+from hybridna_cli.options import (
+    AllowMissingEof,
+    Device,
+    DryRun,
+    OtherLetters,
+    Quiet,
+    RebuildIndex,
+    Rna,
+    SummaryJson,
+    Threads,
+)
 
 
 def pretrain(
@@ -24,6 +34,10 @@ def pretrain(
     device: Device = "auto",
     threads: Threads = None,
     dry_run: DryRun = False,
+    rebuild_index: RebuildIndex = False,
+    other_letters: OtherLetters = None,
+    rna: Rna = False,
+    allow_missing_eof: AllowMissingEof = False,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
 ):  # fmt: skip
@@ -36,8 +50,9 @@ def pretrain(
 
     with reporting("pretrain", quiet, summary_json) as report:
         found = core.pretrain(
-            run, output=output, set=set or (), device=device, dry_run=dry_run, progress=report.progress
-        )
+            run, output=output, set=set or (), device=device, dry_run=dry_run, rebuild_index=rebuild_index,
+            other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof, progress=report.progress,
+        )  # fmt: skip
         report.summary = found
     if dry_run:
         print("species\tbases\theld_out\tshare\tpasses")

@@ -62,7 +62,10 @@ class PretrainPlan(NamedTuple):
         return {**self._asdict(), "species": [s._asdict() for s in self.species]}
 
 
-def pretrain(run, *, output=None, set=(), device="auto", dry_run=False, progress=None):
+def pretrain(
+    run, *, output=None, set=(), device="auto", dry_run=False, rebuild_index=False, other_letters=None, rna=False,
+    allow_missing_eof=False, progress=None,
+):  # fmt: skip
     """Train a model as a run file says; go on from the last snapshot when there is one.
 
     run       path of the TOML file
@@ -70,6 +73,7 @@ def pretrain(run, *, output=None, set=(), device="auto", dry_run=False, progress
     set       overrides such as `optim.lr=2e-3`
     dry_run   read the configuration and the genomes, report what would be done, train and write nothing
     progress  called with steps done, steps in all and note=, a text
+    rebuild_index, other_letters, rna, allow_missing_eof: as `open_genome` has them, for every FASTA of the run
     Returns a PretrainSummary, or a PretrainPlan of a dry run. A run that is finished is not trained again.
     Raises UsageError, DataError, ModelError, SystemFault, GuardError, Stopped.
     """
@@ -91,7 +95,9 @@ def pretrain(run, *, output=None, set=(), device="auto", dry_run=False, progress
     from hybridna_core.train.snapshots import find_snapshot, hold_folder, restore_snapshot
 
     target = choose_device(device)
-    species = [load_species(s) for s in run.species]
+    reading = {"rebuild_index": rebuild_index, "other_letters": other_letters, "rna": rna,
+               "allow_missing_eof": allow_missing_eof}  # fmt: skip
+    species = [load_species(s, **reading) for s in run.species]
     corpora = make_corpora(run, species)
     _warn_of_traps(run, species)
     parameters = count_parameters(run.model)

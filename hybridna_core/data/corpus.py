@@ -50,13 +50,15 @@ def count_known(ids):
     return len(ids) - int(np.count_nonzero(ids == N))
 
 
-def load_species(config):
+def load_species(config, **reading):
     """Read one species of a run file; raise the genome reader's errors, UsageError for regions that do not fit.
+
+    reading  options of `open_genome`
 
     What is excluded is neither trained on nor held out; held-out regions that touch or overlap count once.
     """
     train, valid = [], []
-    with open_genome(config.fasta) as genome:
+    with open_genome(config.fasta, **reading) as genome:
         everything = [(name, 0, length) for name, length in genome.contigs.items()]
         held = everything if config.valid == ("all",) else _place(config.valid, genome, config.name)
         barred = _place(config.exclude, genome, config.name)
