@@ -5,17 +5,36 @@ op + arguments -> candidates in order -> the first that does not refuse -> its r
 
 import os
 
-from hybridna_kernels import installed, reference
+import torch
+
+from hybridna_kernels import cpu, installed, reference
 
 # Per op: (backend name, function, refuse). `refuse(args, kwargs)` gives None or a short reason.
 _CANDIDATES = {
-    "ssd_scan": [("chunked", reference.ssd_scan, None), ("sequential", reference.ssd_scan_sequential, None)],
+    "ssd_scan": [
+        ("cpu", cpu.ssd_scan, cpu.refuse_ssd_scan),
+        ("chunked", reference.ssd_scan, None),
+        ("sequential", reference.ssd_scan_sequential, None),
+    ],
     "ssd_step": [("reference", reference.ssd_step, None)],
-    "causal_conv1d": [("reference", reference.causal_conv1d, None)],
-    "attention": [("sdpa", installed.sdpa, installed.refuse_sdpa), ("reference", reference.attention, None)],
-    "gated_rms_norm": [("reference", reference.gated_rms_norm, None)],
+    "causal_conv1d": [
+        ("cpu", cpu.causal_conv1d, cpu.refuse_causal_conv1d),
+        ("reference", reference.causal_conv1d, None),
+    ],
+    "attention": [
+        ("cpu", cpu.attention, cpu.refuse_attention),
+        ("sdpa", installed.sdpa, installed.refuse_sdpa),
+        ("reference", reference.attention, None),
+    ],
+    "gated_rms_norm": [
+        ("cpu", cpu.gated_rms_norm, cpu.refuse_gated_rms_norm),
+        ("reference", reference.gated_rms_norm, None),
+    ],
 }
 OPS = tuple(_CANDIDATES)
+
+# What `reference` means where no backend has that name.
+_REFERENCES = {"ssd_scan": "chunked"}
 
 
 class KernelError(Exception):
@@ -25,8 +44,8 @@ class KernelError(Exception):
 def forced():
     """Backends that $HYBRIDNA_KERNELS asks for, as {op: backend}.
 
-    `HYBRIDNA_KERNELS=reference` names one backend for every op that has it; `ssd_scan=sequential,attention=reference`
-    names them one by one. Raises KernelError for unknown names.
+    `HYBRIDNA_KERNELS=reference` names one backend for every op that has it (`reference` is plain torch for every op);
+    `ssd_scan=sequential,attention=reference` names them one by one. Raises KernelError for unknown names.
     """
     text = os.environ.get("HYBRIDNA_KERNELS", "").strip()
     chosen = {}
@@ -38,6 +57,8 @@ def forced():
         if not targets or any(o not in _CANDIDATES or backend not in _names(o) for o in targets):
             raise KernelError(f"HYBRIDNA_KERNELS: no backend {item!r}; known: {_spell()}")
         chosen.update(dict.fromkeys(targets, backend))
+        if item == "reference":
+            chosen.update(_REFERENCES)
     return chosen
 
 
@@ -63,16 +84,23 @@ def backends(op):
 def report():
     """List (op, backend, state) for `doctor`; state is "in use", "usable" or the reason for refusing.
 
-    A backend that depends on the arguments is judged on a plain forward pass from the start on this machine.
+    A backend that depends on the arguments is judged on a plain float32 forward pass on this machine.
     """
+    from hybridna_kernels import parity
+
     rows = []
     wanted = forced()
     for op in OPS:
+        args, kwargs = parity.example(op, dtype=torch.float32)
         first = True
-        for name, _, _ in _CANDIDATES[op]:
-            chosen = wanted.get(op, name if first else None) == name
-            rows.append((op, name, "in use" if chosen else "usable"))
-            first = False
+        for name, _, refuse in _CANDIDATES[op]:
+            if wanted.get(op, name) != name:
+                # Nothing is asked of it, so that forcing another never compiles anything.
+                rows.append((op, name, f"HYBRIDNA_KERNELS asks for {wanted[op]}"))
+                continue
+            reason = refuse(args, kwargs) if refuse else None
+            rows.append((op, name, reason or ("in use" if first else "usable")))
+            first = first and reason is not None
     rows += [(op, name, reason) for name, op, reason in installed.absent()]
     return rows
 

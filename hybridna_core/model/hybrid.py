@@ -36,8 +36,8 @@ class Block(nn.Module):
         """Pass (batch, length, hidden) and the layer's state through; return both."""
         mixer = self.self_attn if self.kind == "attention" else self.mamba
         mixed, state = mixer(self.input_layernorm(x), state)
-        x = x + mixed
-        return x + self.feed_forward(self.pre_ff_layernorm(x)), state
+        x, normed = self.pre_ff_layernorm.add(x, mixed)
+        return x + self.feed_forward(normed), state
 
 
 class Backbone(nn.Module):

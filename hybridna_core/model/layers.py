@@ -1,12 +1,12 @@
 """Parts of a block beside the Mamba-2 mixer: RMSNorm, causal grouped-query attention, gated MLP."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hybridna_core.model.state import AttentionState
 from hybridna_kernels import dispatch
 from hybridna_kernels.gemm import linear
+from hybridna_kernels.pointwise import add_rms_norm, silu_mul
 
 
 class RMSNorm(nn.Module):
@@ -18,9 +18,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, device=device))
 
     def forward(self, x):
-        if x.dtype in (torch.float32, torch.float64):
-            return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+        return add_rms_norm(x, None, self.weight, self.eps)[1]
+
+    def add(self, x, more):
+        """Return x + more, and that sum normalised."""
+        return add_rms_norm(x, more, self.weight, self.eps)
 
 
 class Linear(nn.Module):
@@ -70,4 +72,4 @@ class GatedMLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, **at)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))

@@ -10,7 +10,9 @@ import torch
 from hybridna_kernels.cpu import build
 
 # What the library's fixed buffers hold.
-LARGEST_STATE_SIZE, LARGEST_CONV = 512, 64
+LARGEST_STATE_SIZE, LARGEST_CONV, LARGEST_HEAD = 512, 64, 256
+# Queries lie along vectors, so with few of them most of the work would be thrown away.
+FEWEST_QUERIES = 8
 
 
 def refuse(*tensors):
@@ -82,6 +84,36 @@ def causal_conv1d(x, weight, bias, *, state=None):
         return y, x[:, length - width + 1 :].clone(memory_format=torch.contiguous_format)
     before = x.new_zeros(batch, width - 1, channels) if state is None else state
     return y, torch.cat([before[:, length:], x], dim=1)
+
+
+def refuse_attention(args, kwargs):
+    q = args[0]
+    if q.shape[1] < FEWEST_QUERIES:
+        return f"fewer than {FEWEST_QUERIES} queries"
+    if q.shape[-1] % 2 or q.shape[-1] > LARGEST_HEAD:
+        return f"head_dim odd or above {LARGEST_HEAD}"
+    return refuse(*args, kwargs.get("shared_k"), kwargs.get("shared_v"))
+
+
+def attention(q, k, v, *, shared_k=None, shared_v=None):
+    """Attend causally; shapes as in `reference.attention`."""
+    library = build.library()[0]
+    batch, n, heads, head_dim = q.shape
+    m, kv_heads = k.shape[1:3]
+    q, k, v = (_dense(t) for t in (q, k, v))
+    shared_k, shared_v = (None if t is None else _dense(t) for t in (shared_k, shared_v))
+    shared = 0 if shared_k is None else shared_k.shape[1]
+    common = [[_at(None), _int(0), _int(0)] if t is None else _strided(t[0], 2) for t in (shared_k, shared_v)]
+    out = q.new_empty(batch, n, heads, head_dim)
+    library.hybridna_attention_scratch.restype = ctypes.c_int64
+    needed = library.hybridna_attention_scratch(*(_int(i) for i in (batch, kv_heads, head_dim, m, shared)))
+    scratch = q.new_empty(needed)
+    library.hybridna_attention(
+        *_strided(q, 3), *_strided(k, 3), *_strided(v, 3), *common[0], *common[1], _at(out), _at(scratch),
+        ctypes.c_float(head_dim**-0.5), *(_int(i) for i in (batch, n, heads, kv_heads, head_dim, m, shared)),
+        _threads(),
+    )  # fmt: skip
+    return out
 
 
 def refuse_gated_rms_norm(args, kwargs):

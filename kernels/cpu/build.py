@@ -15,9 +15,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-import torch
-
-SOURCES = "scan.cpp", "rows.cpp"
+SOURCES = "scan.cpp", "rows.cpp", "attention.cpp"
 HEADERS = ("simd.hpp",)
 # Nothing that changes results: no -ffast-math.
 FLAGS = "-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"

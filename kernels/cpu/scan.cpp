@@ -28,22 +28,33 @@ struct Rows {
   int64_t batch, time, head;
 };
 
+// (rows, size) -> (even size, Q), zeros where there is nothing; in squares that stay in the nearest cache.
+void transpose(const Shape& s, const float* from, int64_t stride, int64_t rows, float* to) {
+  constexpr int64_t side = 16;
+  for (int64_t n0 = 0; n0 < s.size; n0 += side)
+    for (int64_t t0 = 0; t0 < Q; t0 += side) {
+      const int64_t n1 = n0 + side < s.size ? n0 + side : s.size;
+      if (t0 + side <= rows)
+        for (int64_t n = n0; n < n1; n++)
+          for (int64_t t = t0; t < t0 + side; t++) to[n * Q + t] = from[t * stride + n];
+      else
+        for (int64_t n = n0; n < n1; n++)
+          for (int64_t t = t0; t < t0 + side; t++) to[n * Q + t] = t < rows ? from[t * stride + n] : 0.0f;
+    }
+  if (s.even() > s.size) std::memset(to + s.size * Q, 0, sizeof(float) * Q);
+}
+
 // One chunk of one group: C^T (size, Q), B (Q, size), B C^T (Q, Q) where the second index is not before the first.
 void pack(const Shape& s, const float* B, int64_t stride_b, const float* C, int64_t stride_c, int64_t rows, float* out) {
   const int64_t even = s.even();
   float *Ct = out, *packed = Ct + even * Q, *product = packed + even * Q;
   alignas(64) float Bt[512 * Q];
-  for (int64_t n = 0; n < even; n++)
-    for (int64_t t = rows; t < Q; t++) Ct[n * Q + t] = Bt[n * Q + t] = 0;
   for (int64_t t = 0; t < rows; t++) {
-    const float *b = B + t * stride_b, *c = C + t * stride_c;
-    for (int64_t n = 0; n < s.size; n++) {
-      packed[t * even + n] = b[n];
-      Bt[n * Q + t] = b[n];
-      Ct[n * Q + t] = c[n];
-    }
+    std::memcpy(packed + t * even, B + t * stride_b, sizeof(float) * s.size);
     if (even > s.size) packed[t * even + s.size] = 0;
   }
+  transpose(s, B, stride_b, rows, Bt);
+  transpose(s, C, stride_c, rows, Ct);
   for (int64_t from = 0; from < rows;)
     from += next_tile(rows - from, [&](auto constant) {
       constexpr int R = decltype(constant)::value;

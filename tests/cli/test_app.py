@@ -68,23 +68,20 @@ def failing(monkeypatch):
 
 
 def test_g28_help_and_version_are_quick_and_load_no_torch():
+    # Processor time, start of the interpreter included: a busy machine only stretches the clock.
     text = (
-        "import sys; from hybridna_cli import app\n"
+        "import sys, time; from hybridna_cli import app\n"
         "code = app.run(sys.argv[1:])\n"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'pysam', 'rich', 'safetensors'}))\n"
+        "heavy = sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'pysam', 'rich', 'safetensors'})\n"
+        "print(heavy, time.process_time(), sep='\\n')\n"
         "sys.exit(code)"
     )
     for words in (["--help"], ["--version"], ["models", "list", "--help"], *([c, "--help"] for c in COMMANDS)):
-        best = float("inf")
-        for _ in range(3):
-            begin = time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", text, *words], capture_output=True, text=True, timeout=60)
-            best = min(best, time.perf_counter() - begin)
-            if best < 1:
-                break
+        done = subprocess.run([sys.executable, "-c", text, *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and done.stderr == "", words
-        assert done.stdout.splitlines()[-1] == "[]", "heavy modules were imported"
-        assert best < 1, f"{words} took {best:.2f} s"
+        *_, heavy, seconds = done.stdout.splitlines()
+        assert heavy == "[]", "heavy modules were imported"
+        assert float(seconds) < 1, words
 
 
 def test_help_lists_every_command(capsys):
@@ -210,7 +207,7 @@ def test_g2_a_backend_asked_for_by_name_is_an_error(capsys, monkeypatch):
     monkeypatch.setenv("HYBRIDNA_KERNELS", "ssd_scan=nonsense")
     assert app.run(["doctor"]) == 5
     err = capsys.readouterr().err
-    assert "HYBRIDNA_KERNELS: no backend 'ssd_scan=nonsense'; known: ssd_scan=chunked" in err
+    assert "HYBRIDNA_KERNELS: no backend 'ssd_scan=nonsense'; known: ssd_scan=cpu|chunked" in err
 
 
 # --- Standard streams and signals ------------------------------------------------------------------------------------
