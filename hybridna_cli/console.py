@@ -128,6 +128,8 @@ def reporting(command, quiet=False, summary_json=None):
         report.summary = embed(..., progress=report.progress)
     """
     LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
+    if summary_json is not None:
+        check_json(summary_json)
     progress = None if quiet else start_progress(command)
     report = Report(progress)
     try:
@@ -167,9 +169,23 @@ def _spell_value(value):
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def check_json(path):
+    """Raise before any work if `path` cannot take a JSON file: an earlier one may be replaced, other files not."""
+    from hybridna_core.data.writers import check_output
+    from hybridna_core.errors import UsageError
+
+    check_output(path, force=True)
+    if os.path.isfile(path) and os.path.getsize(path):
+        with open(path, "rb") as handle:
+            if handle.read(1) != b"{":
+                raise UsageError("is there already and is no JSON", where=path, hint="give another name")
+
+
 def write_json(table, path):
-    """Write a table as JSON; `-` is stdout. Unlike data, an earlier summary is replaced without asking."""
+    """Write a table as JSON; `-` is stdout. Unlike data, an earlier JSON file is replaced without asking."""
     from hybridna_core.data.writers import open_output
 
+    # Again, since the command may have made this very file.
+    check_json(path)
     with open_output(path, force=True) as handle:
         handle.write((json.dumps(table, indent=2, default=str) + "\n").encode())

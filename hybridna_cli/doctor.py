@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hybridna_cli.console import write_json
+from hybridna_cli.console import check_json, write_json
 
 
 def doctor(
@@ -16,6 +16,8 @@ def doctor(
     from hybridna_core.commands import doctor as core
     from hybridna_core.errors import SystemFault
 
+    if json is not None:
+        check_json(json)
     found = core.doctor()
     print("\n".join(spell(found)))
     if json is not None:

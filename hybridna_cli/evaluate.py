@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from hybridna_cli.console import reporting
-from hybridna_cli.options import Device, Model, Quiet, SummaryJson, Threads, Window
+from hybridna_cli.options import (
+    AllowMissingEof,
+    Device,
+    Model,
+    OtherLetters,
+    Quiet,
+    RebuildIndex,
+    Rna,
+    SummaryJson,
+    Threads,
+    Window,
+)
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a model on a task, with simple baselines beside it.")
 
@@ -21,6 +32,10 @@ def genome(
     window: Window = None,
     device: Device = "auto",
     threads: Threads = None,
+    rebuild_index: RebuildIndex = False,
+    other_letters: OtherLetters = None,
+    rna: Rna = False,
+    allow_missing_eof: AllowMissingEof = False,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
 ):
@@ -33,6 +48,7 @@ def genome(
     with reporting("evaluate genome", quiet, summary_json) as report:
         found = core.evaluate_genome(
             run, model=model, max_bases=max_bases, max_order=max_order, window=window, device=device,
+            rebuild_index=rebuild_index, other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof,
             progress=report.progress,
         )  # fmt: skip
         report.summary = found

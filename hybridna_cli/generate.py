@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 
 from hybridna_cli.console import reporting
-from hybridna_cli.options import Device, Dtype, Force, Model, Output, Quiet, Seed, SummaryJson, Threads
+from hybridna_cli.options import (
+    AllowMissingEof,
+    Device,
+    Dtype,
+    Force,
+    Model,
+    Output,
+    Quiet,
+    RebuildIndex,
+    Rna,
+    Seed,
+    SummaryJson,
+    Threads,
+)
 
 
 def generate(
@@ -59,6 +72,9 @@ def generate(
     force: Force = False,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
+    rebuild_index: RebuildIndex = False,
+    rna: Rna = False,
+    allow_missing_eof: AllowMissingEof = False,
 ):  # fmt: skip
     """Generate DNA after a label or a prompt; FASTA out.
 
@@ -71,5 +87,6 @@ def generate(
         report.summary = core.generate(
             output, model=model, label=label, prompt=prompt, prompts=prompts, num_sequences=num_sequences,
             length=length, num_beams=num_beams, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-            device=device, dtype=dtype, force=force, progress=report.progress,
+            device=device, dtype=dtype, force=force, rebuild_index=rebuild_index, rna=rna,
+            allow_missing_eof=allow_missing_eof, progress=report.progress,
         )  # fmt: skip

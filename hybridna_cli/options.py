@@ -11,6 +11,9 @@ import typer
 
 from hybridna_core.errors import UsageError
 
+# The thread library ends the process, with no word, when it cannot make as many as it is told.
+THREADS_LIMIT = 1024
+
 
 def check_stdin(path):
     """Raise UsageError when `-` is asked for but nothing can be read from standard input."""
@@ -33,8 +36,8 @@ def use_threads(value):
     """Hold torch to this many CPU threads; a setting of the process, so the core has no keyword for it."""
     if value is None:
         return value
-    if value < 1:
-        raise UsageError(f"is {value}, must be at least 1", where="--threads")
+    if not 1 <= value <= THREADS_LIMIT:
+        raise UsageError(f"is {value:,}, must be 1 to {THREADS_LIMIT:,}", where="--threads")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(value)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):

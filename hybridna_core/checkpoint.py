@@ -347,6 +347,8 @@ def resolve_folder(name_or_folder):
     Raises UsageError (remote name without commit), ModelError (nothing there, a pickle, an archive) or SystemFault.
     """
     text = str(name_or_folder)
+    if not text:
+        raise UsageError("the model's name is empty", hint="give a bundled name or a folder")
     if text in bundled_names():
         return BUNDLED / text
     folder = Path(name_or_folder)
@@ -404,12 +406,12 @@ def choose_device(device):
     text = str(device)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
         raise UsageError(f"device {text!r} is unknown", hint="one of auto, cpu, cuda, cuda:0, ...")
-    chosen = torch.device(text)
-    if chosen.type == "cuda":
+    if text != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
+        # torch takes no number of many digits.
+        if int(text.partition(":")[2][:9] or 0) >= count:
             raise SystemFault(f"no device {text} ({count} CUDA devices are there)", hint="use --device cpu")
-    return chosen
+    return torch.device(text)
 
 
 def choose_dtype(dtype):

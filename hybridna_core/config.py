@@ -177,7 +177,9 @@ def _spell(hint):
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join("null" if h is type(None) else _spell(h) for h in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return f"a list ({_spell(typing.get_args(hint)[0])} each)"
+        inner = typing.get_args(hint)
+        length = "" if inner[-1] is Ellipsis else f" of {len(inner)}"
+        return f"a list{length} ({_spell(inner[0])} each)"
     return names.get(hint, "a table")
 
 

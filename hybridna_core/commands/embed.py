@@ -13,7 +13,7 @@ import numpy as np
 
 from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
-from hybridna_core.data.inputs import check_input
+from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.regions import read_bed
 from hybridna_core.data.writers import check_output, open_table, table_suffix
 from hybridna_core.errors import DataError, GuardError, UsageError, nearest
@@ -88,11 +88,15 @@ def embed(
         total = sum(1 for _ in read()) if is_twice else None
         model = load_model(model, device=device, dtype=dtype) if isinstance(model, str | os.PathLike) else model
         hidden, statuses, unknown = model.config.hidden_size, Counter(), 0
-        meta = describe(model, pool, echo)
+        meta, longest = describe(model, pool, echo), longest_input(model.config, echo)
         with open_table(output, COLUMNS, vector="embedding", width=hidden, meta=meta, force=force) as add:
             for done, region in enumerate(read(warned=is_twice), start=1):
-                status, count, ids = judge(region, genome, longest_input(model.config, echo), max_n_share)
+                status, count, ids = judge(region, genome, longest, max_n_share)
                 vector = None
+                if status in ("too_long", "too_many_n"):
+                    limit = f"{longest:,} bases are read at once" if status == "too_long" else f"{count:,} are unknown"
+                    where = f"{regions}:{region.line}"
+                    warn(status, f"{where}: region of {region.length:,} bases, {limit}; marked {status}")
                 if status == "ok":
                     vector = embed_ids(model, ids, pool, echo, f"{region.contig}:{region.start + 1}-{region.end}")
                     unknown += count

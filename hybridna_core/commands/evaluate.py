@@ -3,11 +3,13 @@
 run.toml -> training bases -> Markov counts; held-out bases -> windows -> bits per base of model and Markov models
 """
 
+import os
 import time
 from typing import NamedTuple
 
 import numpy as np
 
+from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.run_config import read_run
 
@@ -44,6 +46,7 @@ class GenomeEvaluation(NamedTuple):
 
 
 def evaluate_genome(run, *, model="base", max_bases=500_000, max_order=12, window=None, device="auto", set=(),
+                    rebuild_index=False, other_letters=None, rna=False, allow_missing_eof=False,
                     progress=None):  # fmt: skip
     """Measure bits per base on the held-out bases of a run file, beside interpolated Markov models of order 0 up.
 
@@ -51,6 +54,7 @@ def evaluate_genome(run, *, model="base", max_bases=500_000, max_order=12, windo
     model      name or folder, or a loaded model
     max_bases  measured per set, in whole windows spread evenly over it; None: all
     window     bases per window; what the model reads at once when None
+    rebuild_index, other_letters, rna, allow_missing_eof: as `open_genome` has them, for every FASTA of the run
 
     Windows stand at steps of half; the second half of each is counted, of a stretch's first window all of it; unknown
     bases are skipped. Markov models count both strands; their strength is the best of a few on the measured bases.
@@ -62,29 +66,43 @@ def evaluate_genome(run, *, model="base", max_bases=500_000, max_order=12, windo
 
     started = time.monotonic()
     if not 0 <= max_order <= MAX_ORDER:
-        raise UsageError(f"is {max_order}, must be 0 to {MAX_ORDER}", where="max_order")
+        raise UsageError(f"is {max_order}, must be 0 to {MAX_ORDER}", where="--max-order")
     if max_bases is not None and max_bases < 1:
-        raise UsageError(f"is {max_bases}, must be at least 1", where="max_bases")
-    species = [load_species(s) for s in read_run(run, set).species]
-    if not any(s.valid for s in species):
-        raise DataError("nothing is held out", where=run, hint="give a species `valid`")
-    if isinstance(model, str):
+        raise UsageError(f"is {max_bases}, must be at least 1", where="--max-bases")
+    if window is not None and window < 1:
+        raise UsageError(f"is {window}, must be at least 1", where="--window")
+    reading = {"rebuild_index": rebuild_index, "other_letters": other_letters, "rna": rna,
+               "allow_missing_eof": allow_missing_eof}  # fmt: skip
+    run = check_input(run, random_access=True)
+    species = [load_species(s, **reading) for s in read_run(run, set).species]
+    if not any(s.valid_bases for s in species):
+        raise DataError("no known base is held out", where=run, hint="give a species `valid`")
+    for one in species:
+        if one.valid and not one.valid_bases:
+            warn("nothing-measured", f"{one.name}: every held-out base is unknown; left out")
+    if isinstance(model, str | os.PathLike):
         model = load_model(model, device=device)
-    window = window or model.config.bases_at_once
+    longest = model.config.bases_at_once
+    if window is not None and window > longest:
+        raise UsageError(f"is {window:,}, but this model reads {longest:,} bases at once", where="--window")
+    window = window or longest
     markov = MarkovModel(max_order)
     for one in species:
         for stretch in one.train:
             markov.add(stretch.ids)
     sets = []
-    held_out = [s for s in species if s.valid]
+    held_out = [s for s in species if s.valid_bases]
     for number, one in enumerate(held_out):
         places = choose_windows(one.valid, window, max_bases)
         found = np.concatenate([model_bits(model, one.valid[w].ids, at, window) for w, at in places])
+        known = int(np.count_nonzero(~np.isnan(found)))
+        if not known:
+            warn("nothing-measured", f"{one.name}: no known base in the windows measured; left out")
+            continue
         due = [
             np.nanmean(np.concatenate([markov_bits(markov, one.valid[w].ids, at, window, s) for w, at in places], 1), 1)
             for s in STRENGTHS
         ]
-        known = int(np.count_nonzero(~np.isnan(found)))
         per_order = tuple(float(bits) for bits in np.min(due, axis=0))
         sets.append(HeldOut(one.name, known, float(np.nanmean(found)), per_order))
         if progress:

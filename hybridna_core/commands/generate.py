@@ -64,13 +64,14 @@ class Summary:
 def generate(
     output="-", *, model="base", label=None, prompt="", prompts=None, num_sequences=None, length=DEFAULT_LENGTH,
     num_beams=None, temperature=None, top_k=None, top_p=None, seed=0, device="auto", dtype="float32", force=False,
-    progress=None,
+    rebuild_index=False, rna=False, allow_missing_eof=False, progress=None,
 ):  # fmt: skip
     """Generate sequences and write them as FASTA; return a Summary.
 
     output   FASTA to write, `-` for standard output
     model    name, folder, or a loaded model
     prompts  FASTA of many prompts instead of one; each gives num_sequences, as if it were alone
+    rebuild_index, rna, allow_missing_eof: as `open_genome` has them, for that FASTA
 
     The other keywords are those of `generate_sequences`, num_sequences being its n. A prompt in a file that holds
     other letters than A, C, G, T or is too long stays in the output as it is, with a status word.
@@ -80,7 +81,8 @@ def generate(
     if prompts is not None and prompt:
         raise UsageError("one of --prompt and --prompts, not both", where="--prompts")
     check_output(output, inputs=(prompts,), force=force)
-    named = [("design", prompt)] if prompts is None else read_prompts(prompts)
+    reading = {"rebuild_index": rebuild_index, "rna": rna, "allow_missing_eof": allow_missing_eof}
+    named = [("design", prompt)] if prompts is None else read_prompts(prompts, **reading)
     if isinstance(model, str | os.PathLike):
         model = load_model(model, device=device, dtype=dtype)
     how = describe(num_beams, temperature, top_k, top_p, seed)
@@ -107,9 +109,12 @@ def generate(
     return Summary(len(log_probs), dict(marked), bases, mean, time.monotonic() - start, str(output), how["model"])
 
 
-def read_prompts(path):
-    """Return (name, bases) of each record of a FASTA; letters other than A, C, G, T come as N."""
-    with open_genome(path) as genome:
+def read_prompts(path, **reading):
+    """Return (name, bases) of each record of a FASTA; letters other than A, C, G, T come as N.
+
+    reading  options of `open_genome`
+    """
+    with open_genome(path, other_letters="n", **reading) as genome:
         return [(name, genome.fetch(name, 0, length)) for name, length in genome.contigs.items()]
 
 
@@ -181,6 +186,9 @@ def check_numbers(n, length, num_beams, temperature, top_k, top_p, seed):
         raise UsageError(f"is {seed}, must be 0 to 2^64 - 1", where="--seed")
     if n is not None and n < 1:
         raise UsageError(f"is {n}, must be at least 1", where="--num-sequences")
+    if n is not None and n * length > LENGTH_LIMIT:
+        what = f"{n:,} sequences of {length:,} bases are over {LENGTH_LIMIT:,} bases in all"
+        raise UsageError(what, where="--num-sequences", hint="run it several times, with another --seed each")
     if temperature is not None and not (0 < temperature < math.inf):
         hint = "--num-beams 1 takes the likeliest base at each step"
         raise UsageError(f"is {temperature}, must be above 0 and finite", where="--temperature", hint=hint)
@@ -284,8 +292,10 @@ def choose(log_probs, draws, temperature=None, top_k=None, top_p=None):
     draws      (rows,) in [0, 1)
     returns    (rows,) 0 to 3
     """
-    scaled = log_probs if temperature is None else log_probs / temperature
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    scaled = log_probs - log_probs.max(axis=1, keepdims=True)
+    # A temperature close to 0 sends all but the likeliest to minus infinity.
+    with np.errstate(over="ignore"):
+        weights = np.exp(scaled / (temperature or 1))
     weights /= weights.sum(axis=1, keepdims=True)
     # Likeliest first; equal ones in the order A, C, G, T.
     order = np.argsort(-weights, axis=1, kind="stable")

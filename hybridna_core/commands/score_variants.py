@@ -177,7 +177,8 @@ def score_variants(
                 handle.flush()
                 build_index(handle.name, index, kind)
         if tally.records == 0:
-            warn("empty-input", f"{vcf}: no records")
+            asked = regions is not None or regions_file is not None
+            warn("empty-input", f"{vcf}: no records{' in the regions asked for' * asked}")
     summary = summarise(tally, plan, model.name, str(output), start)
     if strict and summary.scored < summary.alleles:
         reasons = ", ".join(f"{status} {count:,}" for status, count in tally.reasons().items())

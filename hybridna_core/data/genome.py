@@ -54,7 +54,7 @@ def open_genome(path, rebuild_index=False, other_letters=None, rna=False, allow_
     Raises UsageError for `-`, SystemFault for a file that cannot be read, DataError for what is wrong in it.
     """
     if other_letters not in (None, "n"):
-        raise UsageError(f"is {other_letters!r}, must be 'n'", where="other_letters")
+        raise UsageError(f"is {other_letters!r}, must be 'n'", where="--other-letters")
     return Genome(path, rebuild_index, other_letters, rna, allow_missing_eof)
 
 

@@ -57,6 +57,8 @@ def read_bed(path, genome=None, *, clip=False, renames=None, use_strand=True, al
                 example = example or region
                 # Counted only while it can still decide between the two messages below.
                 aliased += unknown == total and genome.alias(region.contig) is not None
+            if region.status != "ok" and not warned:
+                warn(region.status, f"{path}:{region.line}: {_reason(region, genome, clip, unknown)}")
         yield region
     if total and unknown == total:
         where = f"{path}:{example.line}"
@@ -84,6 +86,19 @@ def _place(region, genome, clip, renames):
     if not clip or region.start >= length:
         return region._replace(status="out_of_range")
     return region._replace(end=length)
+
+
+def _reason(region, genome, clip, unknown):
+    """Spell why a region got its status, and how to mend it; `unknown` regions had contigs that are not there."""
+    if region.status == "empty_region":
+        return f"start and end are both {region.start:,}; marked empty_region"
+    if region.status == "unknown_contig":
+        # Looking for the nearest name takes long, and only the first warnings are shown.
+        close = genome.suggest(region.contig) if unknown <= 10 else None
+        hint = f"; did you mean {close}? give --rename-chrs FILE" if close else ""
+        return f"contig {region.contig} is not in {genome.path}; marked unknown_contig{hint}"
+    what = f"{region.end:,} is past the end of {region.contig} ({genome.contigs[region.contig]:,} bp)"
+    return f"{what}; marked out_of_range{'' if clip else '; --clip cuts such regions'}"
 
 
 def _parse(path, use_strand, allow_missing_eof, warned):

@@ -25,6 +25,7 @@ _DEVICE_ERRORS = frozenset(
     for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EFBIG", "EACCES", "EPERM", "ESTALE", "ENXIO", "ENODEV", "EMFILE")
     if hasattr(errno, name)
 )
+_INDEX_SUFFIXES = (".fai", ".gzi", ".tbi", ".csi")
 TABLE_SUFFIXES = (".tsv", ".parquet", ".npz")
 
 
@@ -61,8 +62,14 @@ def check_output(path, inputs=(), force=False):
     if _in_place(path):
         return
     for name in inputs:
-        if name is not None and os.fspath(name) != "-" and _same_file(path, name):
-            raise UsageError(f"the output is the input {os.fspath(name)}", where=path, hint="give another -o FILE")
+        if name is None or os.fspath(name) == "-":
+            continue
+        for suffix in ("", *_INDEX_SUFFIXES):
+            if _same_file(path, os.fspath(name) + suffix):
+                kind = "index of the input" if suffix else "input"
+                raise UsageError(f"the output is the {kind} {os.fspath(name)}", where=path, hint="give another -o FILE")
+    if _name_is_too_long(path):
+        raise UsageError("the output's name is longer than names can be", where=path, hint="give another -o FILE")
     if os.path.exists(path) and not force:
         raise UsageError("the output exists already", where=path, hint="give --force to replace it")
     folder = os.path.dirname(os.path.realpath(path))
@@ -80,8 +87,19 @@ def check_output(path, inputs=(), force=False):
 def _same_file(path, other):
     try:
         return os.path.samefile(path, other)
+    except ValueError:
+        # A NUL, which no file's name holds.
+        return False
     except OSError:
         return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _name_is_too_long(path):
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def _temporary_name(folder, suffix):
@@ -127,7 +145,10 @@ def atomic_output(path, force=False):
     try:
         with _device_faults(path):
             # Created here, so that the mode follows the umask whoever writes it.
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            try:
+                os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            except OSError as error:
+                raise system_fault(error, path) from error
             yield temporary
             descriptor = os.open(temporary, os.O_RDWR)
             try:

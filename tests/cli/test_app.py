@@ -125,7 +125,9 @@ def test_fasta_from_the_environment(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("words, line", [
-    (["--threads", "0"], "--threads: is 0, must be at least 1"),
+    (["--threads", "0"], "--threads: is 0, must be 1 to 1,024"),
+    (["--threads", "100000"], "--threads: is 100,000, must be 1 to 1,024"),
+    (["--threads", "9" * 30], "--threads: is 999,999,999,999,999,999,999,999,999,999, must be 1 to 1,024"),
     (["--num-sequences", "0"], "--num-sequences: is 0, must be at least 1"),
 ])  # fmt: skip
 def test_our_own_checks_read_like_the_others(capsys, words, line):
