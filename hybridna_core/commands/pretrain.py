@@ -178,7 +178,7 @@ def estimate_memory(run, parameters, species):
     mamba = 6 * config.hidden_size + 19 * config.mamba_width + 18 * config.mamba_n_groups * config.mamba_d_state
     per_token = sum(mlp + (mamba if kind == "mamba" else 10 * config.hidden_size) for kind in config.layer_types)
     genomes = sum(len(s.ids) for one in species for s in one.train + one.valid)
-    return int(16 * parameters + 1.25 * 4 * per_token * at_once + genomes + 300 * 2**20)
+    return int(16 * parameters + 1.25 * 4 * per_token * at_once + genomes + 350 * 2**20)
 
 
 def _check_folder(folder):
