@@ -13,12 +13,14 @@ import stat
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = "scan.cpp", "rows.cpp", "attention.cpp"
 HEADERS = ("simd.hpp",)
 # Nothing that changes results: no -ffast-math.
 FLAGS = "-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"
+MACHINE = "-march=native" if platform.machine() in ("x86_64", "i686") else "-mcpu=native"
 TIMEOUT = 300  # seconds for one file
 
 _lock = threading.Lock()
@@ -47,7 +49,7 @@ def build():
     runtime = openmp_runtime()
     compiler = find_compiler()
     here = Path(__file__).resolve().parent
-    flags = [*FLAGS, "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"]
+    flags = [*FLAGS, MACHINE]
     key = hashlib.sha256()
     for part in (*flags, _version(compiler), _processor(), str(runtime)):
         key.update(part.encode() + b"\0")
@@ -58,10 +60,12 @@ def build():
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as work:
-        objects = []
-        for name in SOURCES:
-            objects.append(str(Path(work, name).with_suffix(".o")))
-            _run([*compiler, *flags, "-c", str(here / name), "-o", objects[-1]])
+        objects = [str(Path(work, name).with_suffix(".o")) for name in SOURCES]
+        commands = [
+            [*compiler, *flags, "-c", str(here / name), "-o", o] for name, o in zip(SOURCES, objects, strict=True)
+        ]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_run, commands))
         # The OpenMP runtime that torch has loaded is named itself: a second one would bring a second set of threads.
         made = Path(work, "kernels.so")
         _run([*compiler, "-shared", "-o", str(made), *objects, str(runtime)])

@@ -60,10 +60,9 @@ HYBRIDNA_INLINE vi count_up() {
   return v;
 }
 
-// e^x to 1 ulp; 0 below -87, e^88.3 above. 2^n times a polynomial in the rest (minimax on [-ln2/2, ln2/2]).
+// e^x to 1 ulp; 0 below -87, infinite above 88.3. 2^n times a polynomial in the rest (minimax on [-ln2/2, ln2/2]).
 HYBRIDNA_INLINE vf exponential(vf x) {
   const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  x = x > 88.3f ? splat(88.3f) : x;
   vf shifted = x * 1.44269504f + round;
   vf n = shifted - round;
   vf r = x - n * 0.693359375f;
@@ -76,6 +75,7 @@ HYBRIDNA_INLINE vf exponential(vf x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   vf y = reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
+  y = x > 88.3f ? splat(__builtin_inff()) : y;
   return x < -87.0f ? vf{} : y;
 }
 
