@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from hybridna_core.data.corpus import validation_windows
 from hybridna_core.data.inputs import warn
-from hybridna_core.errors import GuardError, Stopped
+from hybridna_core.errors import GuardError, OutOfMemory, Stopped
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import A, T
 from hybridna_core.train.optim import learning_rate
@@ -236,10 +236,20 @@ def _take_step(model, optimizer, run, corpora, ends, position):
         what = f"{error.what} (windows {within * rows} to {within * rows + rows - 1} of stage {stage})"
         hint = "begin again in another folder with a lower optim.lr; the last snapshot is good"
         raise GuardError(what, where=f"step {step + 1}", hint=hint) from None
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        what = f"out of memory with {len(tokens)} windows of {tokens.shape[1]:,} tokens"
+        hint = "begin again in another folder with a smaller optim.microbatch_tokens, or a shorter context_length"
+        raise OutOfMemory(what, where=f"step {step + 1}", hint=hint) from None
     for kind, ids in windows:
         position["seen"][corpora[stage].names[kind]] += len(ids)
     position["step"] = step + 1
     return stage, lr, result
+
+
+def _is_out_of_memory(error):
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def find_stage(ends, step):

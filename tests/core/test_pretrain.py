@@ -17,7 +17,7 @@ import hybridna_core as hd
 from hybridna_core.commands import pretrain as module
 from hybridna_core.commands.pretrain import PretrainPlan, pretrain
 from hybridna_core.data.corpus import load_species, validation_windows
-from hybridna_core.errors import DataError, GuardError, HybriDNAError, Stopped, SystemFault, UsageError
+from hybridna_core.errors import DataError, GuardError, HybriDNAError, OutOfMemory, Stopped, SystemFault, UsageError
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.run_config import read_run
 from hybridna_core.tokenizer import decode
@@ -239,6 +239,21 @@ def test_numbers_that_are_not_finite_stop_the_run(whole, tmp_path, monkeypatch):
     monkeypatch.undo()
     pretrain(path, device="cpu")
     assert outcome(tmp_path / "out") == outcome(whole / "out")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_runs_out(tmp_path, monkeypatch, error):
+    def greedy(model, tokens):
+        raise error
+
+    monkeypatch.setattr(loop, "loss_sum", greedy)
+    with pytest.raises(OutOfMemory, match=r"step 1: out of memory with 4 windows of 64 tokens; .*microbatch_tokens"):
+        pretrain(lay_out(tmp_path), device="cpu")
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        pretrain(tmp_path / "run.toml", device="cpu")
 
 
 def test_a_finished_run_is_not_trained_again(whole, tmp_path, caplog):
