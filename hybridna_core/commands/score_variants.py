@@ -53,6 +53,7 @@ class Score(NamedTuple):
 
     llr, forward, reverse  nats: mean of the strands, `+`, `-`
     is_edge                a contig end shortened what was read
+    has_unknown            what was read held unknown bases
     """
 
     status: str
@@ -60,6 +61,7 @@ class Score(NamedTuple):
     is_edge: bool | None = None
     forward: float | None = None
     reverse: float | None = None
+    has_unknown: bool = False
 
 
 class Summary(NamedTuple):
@@ -70,6 +72,7 @@ class Summary(NamedTuple):
     scored    alleles with a score
     statuses  status -> alleles
     edge      alleles scored beside a contig end
+    unknown   alleles scored though unknown bases were read
     tokens, memory, time  of a dry run: tokens to read, estimates spelt out
     """
 
@@ -78,6 +81,7 @@ class Summary(NamedTuple):
     scored: int
     statuses: dict
     edge: int
+    unknown: int
     window: int
     horizon: int
     model: str
@@ -381,7 +385,8 @@ class Scorer:
             where = f"{variant.contig}:{variant.start + 1}"
             raise GuardError("the model gives no finite number", where=where, hint="hybridna models check FOLDER")
         is_edge = len(values) < 2 or any(c.is_short for c in comparisons)
-        return Score(allele.status, llr, is_edge, values.get("+"), values.get("-"))
+        has_unknown = any(c.unknown_share > 0 for c in comparisons)
+        return Score(allele.status, llr, is_edge, values.get("+"), values.get("-"), has_unknown)
 
     def compare(self, contig, comparison):
         """Return log P(alternative) - log P(reference) in one direction, nats."""
@@ -424,13 +429,14 @@ class Tally:
     """Counts what became of the alleles."""
 
     def __init__(self):
-        self.records = self.edge = 0
+        self.records = self.edge = self.unknown = 0
         self.statuses = collections.Counter()
 
     def add(self, scores):
         self.records += 1
         self.statuses.update(score.status for score in scores)
         self.edge += sum(score.is_edge is True for score in scores)
+        self.unknown += sum(score.has_unknown for score in scores)
 
     @property
     def alleles(self):
@@ -448,8 +454,8 @@ class Tally:
 def summarise(tally, plan, model, output, start):
     scored = {status: tally.statuses[status] for status in SCORED if tally.statuses[status]}
     return Summary(
-        tally.records, tally.alleles, tally.scored, {**scored, **tally.reasons()}, tally.edge, plan.window,
-        plan.horizon, model, output, time.monotonic() - start,
+        tally.records, tally.alleles, tally.scored, {**scored, **tally.reasons()}, tally.edge, tally.unknown,
+        plan.window, plan.horizon, model, output, time.monotonic() - start,
     )  # fmt: skip
 
 
@@ -467,7 +473,7 @@ def plan_records(records, genome, plan, config, tally, progress):
                 laid_out, comparisons = compare(allele.variant, genome, *plan)
                 status = status if laid_out == "ok" else laid_out
             is_edge = bool(comparisons) and (len(comparisons) < 2 or any(c.is_short for c in comparisons))
-            scores.append(Score(status, is_edge=is_edge))
+            scores.append(Score(status, is_edge=is_edge, has_unknown=any(c.unknown_share > 0 for c in comparisons)))
             tokens += sum(len(c.prefix) + len(c.reference) + len(c.alternative) for c in comparisons)
             tokens += len(comparisons) * (config.bos_token_id is not None)
         tally.add(scores)

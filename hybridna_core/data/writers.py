@@ -85,11 +85,11 @@ def check_output(path, inputs=(), force=False):
 
 
 def _same_file(path, other):
+    # No file's name holds a NUL, and the functions below refuse one.
+    if "\0" in os.fspath(other):
+        return False
     try:
         return os.path.samefile(path, other)
-    except ValueError:
-        # A NUL, which no file's name holds.
-        return False
     except OSError:
         return os.path.realpath(path) == os.path.realpath(other)
 

@@ -297,6 +297,34 @@ def test_g16_no_home_no_cache():
     assert done.returncode == 0 and done.stderr == ""
 
 
+ALONE = """
+import socket, sys
+def refuse(*a, **k): raise SystemExit("network was asked for")
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+from hybridna_cli import app
+sys.exit(app.run(sys.argv[1:]))
+"""
+
+
+def test_g16_g20_commands_work_without_home_cache_or_network(tmp_path, toy_model_folder):
+    (tmp_path / "g.fa").write_text(">chr1\n" + "ACGTTGCA" * 40 + "\n")
+    (tmp_path / "r.bed").write_text("chr1\t0\t20\n")
+    header = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    (tmp_path / "v.vcf").write_text(header + "chr1\t101\t.\tT\tC\t.\t.\t.\n")
+    model, files = ["-m", str(toy_model_folder), "-q"], {"g.fa", "g.fa.fai", "r.bed", "v.vcf"}
+    for words in (
+        ["embed", "r.bed", "-f", "g.fa", *model], ["generate", "--length", "8", "-n", "1", *model],
+        ["score-variants", "v.vcf", "-f", "g.fa", "--window", "32", *model],
+        ["models", "show", str(toy_model_folder)],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", ALONE, *words], capture_output=True, text=True, cwd=tmp_path, env=BARE, timeout=120
+        )
+        assert done.returncode == 0 and done.stdout and "error" not in done.stderr, done.stderr
+        assert {p.name for p in tmp_path.iterdir()} <= files
+
+
 def test_g17_any_locale_gives_the_same_bytes():
     body = "print('\\u00b5 \\udcff')"
     found = {
@@ -393,6 +421,34 @@ def test_closing_summary_and_its_json(capsys, tmp_path):
         report.summary = table
     captured = capsys.readouterr()
     assert captured.err == "" and json.loads(captured.out) == table
+
+
+def test_a_summary_replaces_a_summary_and_nothing_else(capsys, tmp_path):
+    table = {"records": 1}
+    path = tmp_path / "summary.json"
+    for _ in range(2):
+        with console.reporting("embed", True, str(path)) as report:
+            report.summary = table
+    for name, content in (("in.bed", "chr1\t1\t2\n"), ("ref.fa", ">a\nACGT\n")):
+        (tmp_path / name).write_text(content)
+        words = "is there already and is no JSON; give another name"
+        with pytest.raises(UsageError, match=words), console.reporting("embed", True, str(tmp_path / name)):
+            pytest.fail("work began")
+        assert (tmp_path / name).read_text() == content
+    # Made by the command itself.
+    with pytest.raises(UsageError, match="is no JSON"), console.reporting("embed", True, str(tmp_path / "o")) as report:
+        (tmp_path / "o").write_text("data")
+        report.summary = table
+    assert (tmp_path / "o").read_text() == "data" and json.loads(path.read_text()) == table
+
+
+@pytest.mark.parametrize("words", [["generate", "-m", "no-such-model", "--summary-json"], ["doctor", "--json"]])
+def test_a_summary_that_cannot_be_written_is_told_before_any_work(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.setattr("hybridna_core.commands.doctor.doctor", lambda: pytest.fail("work began"))
+    assert app.run([*words, str(tmp_path / "no" / "s.json")]) == 5
+    assert f"s.json: the folder {tmp_path}/no does not exist; make it first" in capsys.readouterr().err
+    assert app.run([*words, str(tmp_path)]) == 2
+    assert "the output is a folder; give a file name inside it" in capsys.readouterr().err
 
 
 def test_no_summary_after_an_error(capsys, tmp_path):

@@ -1,5 +1,6 @@
 """`hybridna embed` from the command line: exit codes, messages, streams."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -119,23 +120,39 @@ def test_bed_faults(call, bed, code, words):
 
 
 @pytest.mark.parametrize(
-    ("line", "status"),
+    ("line", "status", "words"),
     [
-        ("chr1\t5\t5", "empty_region"),
-        ("chr1\t5990\t6001", "out_of_range"),
-        ("chr9\t0\t5", "unknown_contig"),
-        ("chr1\t0\t4096", "too_long"),
-        ("chr2\t0\t40", "too_many_n"),
-        ("chr2\t30\t80", "too_many_n"),
+        ("chr1\t5\t5", "empty_region", "start and end are both 5; marked empty_region"),
+        (
+            "chr1\t5990\t6001",
+            "out_of_range",
+            "6,001 is past the end of chr1 (6,000 bp); marked out_of_range; --clip cuts such regions",
+        ),
+        (
+            "chr9\t0\t5",
+            "unknown_contig",
+            "contig chr9 is not in genome.fa; marked unknown_contig; did you mean chr2? give --rename-chrs FILE",
+        ),
+        ("chr1\t0\t4096", "too_long", "region of 4,096 bases, 4,095 bases are read at once; marked too_long"),
+        ("chr2\t0\t40", "too_many_n", "region of 40 bases, 40 are unknown; marked too_many_n"),
+        ("chr2\t30\t80", "too_many_n", "region of 50 bases, 10 are unknown; marked too_many_n"),
     ],
 )
-def test_marked_regions(call, line, status):
+def test_marked_regions(call, line, status, words):
     bed = f"chr1\t0\t10\n{line}\nchr1\t0\t10\n"
-    assert call(bed)[0] == 0
+    code, _, err = call(bed)
+    assert code == 0 and err.splitlines()[1:] == [f"hybridna embed: warning: r.bed:2: {words}"]
     assert [r["status"] for r in rows()] == ["ok", status, "ok"] and rows()[1]["embedding_0"] == ""
     code, _, err = call(bed, "--strict", "--force")
     assert code == 3 and f"({status} 1)" in err
     assert len(rows()) == 3
+
+
+def test_marks_are_told_ten_times_and_regions_that_cannot_be_clipped_at_all(call):
+    code, _, err = call("chr1\t5\t5\n" * 12 + "chr1\t6000\t6001\n", "--clip")
+    assert code == 0 and err.count("start and end are both") == 10
+    assert "warning: r.bed:13: 6,001 is past the end of chr1 (6,000 bp); marked out_of_range\n" in err
+    assert "2 more of this kind: empty_region" in err
 
 
 @pytest.mark.parametrize("content", ["chr1\t0\t10\r\nchr2\t50\t60\r\n", "chr1\t0\t10\t\nchr2\t50\t60\n\n"])
@@ -160,14 +177,73 @@ def test_accepted_spellings(call, content):
         (b">a\nACGT\nAC\nACGT\n", "x.fa", 3, "rewrap"),
         (b">a\nACGT\n>a\nACGT\n", "x.fa", 3, "line 1"),
         (b">\nACGT\n", "x.fa", 3, "without a name"),
+        (b">a\n>b\n\n", "x.fa", 3, "x.fa: no contig has any bases"),
+        (b"hello\n>a\nACGT\n", "x.fa", 3, "x.fa:1: text before the first '>'"),
+        (b">a\nACGT\nAE\n", "x.fa", 3, "--other-letters n"),
+        (b">a\nAC-T\n", "x.fa", 3, "x.fa:2:3: '-' inside a sequence"),
+        (b">a\nAC\0T\n", "x.fa", 3, "binary content at byte offset 5"),
+        (b">a\nACGT\nACGT\r\n", "x.fa", 3, "dos2unix"),
+        (b">a\nACGT\n\nACGT\n", "x.fa", 3, "blank line inside"),
+        (b">a b\nACGT\n>a c\nACGT\n", "x.fa", 3, "same name up to the first blank"),
+        (gzip.compress(FASTA), "x.fa.gz", 3, "gunzip -c x.fa.gz | bgzip > NEW.fa.gz"),
+        (bgzip(FASTA, 500)[:-28], "x.fa.gz", 3, "--allow-missing-eof"),
+        (bgzip(FASTA, 500)[:-90], "x.fa.gz", 3, "cut inside a block"),
+        (b"##fileformat=VCFv4.2\n", "x.fa", 3, "looks like VCF, not FASTA"),
     ],
 )
 def test_fasta_faults(call, tmp_path, content, name, code, words):
     if content is not None:
         put(tmp_path, content, name)
-    found, out, err = call(fasta=name)
-    assert (found, out) == (code, "") and words in err and not os.path.exists("out.tsv")
-    assert err.splitlines()[-1].startswith("hybridna embed: error: ")
+    put(tmp_path, b"kept", "out.tsv")
+    found, out, err = call(b"chr1\t0\t10\n", "--force", fasta=name)
+    assert (found, out) == (code, "") and words in err
+    assert err.splitlines()[-1].startswith("hybridna embed: error: ") and err.count(": error: ") == 1
+    assert sorted(os.listdir()) == sorted({"genome.fa", "r.bed", "out.tsv", *([name] if content is not None else [])})
+    with open("out.tsv") as handle:
+        assert handle.read() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"rubbish\n", "genome.fa.fai:1: not a line of a FASTA index"),
+        (b"", "genome.fa.fai: the index is empty"),
+        (b"chr1\t-6000\t6\t6000\t6001\n", "genome.fa.fai:1: not a line of a FASTA index"),
+        (b"chr1\t" + b"9" * 30 + b"\t6\t6000\t6001\n", "genome.fa.fai:1: not a line of a FASTA index"),
+        (b"chr1\t6000\t6\t6000\t6001\nchr2\t80\t999999\t80\t81\n", "the file is shorter than its index says"),
+    ],
+)
+def test_index_faults(call, tmp_path, content, words):
+    put(tmp_path, content, "genome.fa.fai")
+    code, _, err = call()
+    assert code == 3 and words in err and "--rebuild-index" in err and not os.path.exists("out.tsv")
+    assert call(b"chr1\t0\t10\n", "--rebuild-index")[0] == 0
+
+
+def test_fasta_that_is_a_pipe(call):
+    os.mkfifo("pipe")
+    code, _, err = call(fasta="pipe")
+    assert code == 5 and "pipe: is not a regular file; write it to disk first" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (FASTA + b">e\n", "x.fa:5: contig e has no bases; skipped"),
+        (FASTA + b">r\nACRYK\n", "contig r: 3 letters beyond A, C, G, T, N read as N (K 1, R 1, Y 1)"),
+        (b"\xef\xbb\xbf" + FASTA, "begins with a byte-order mark; skipped"),
+        (FASTA.lower(), ""),
+        (FASTA.replace(b"\n", b"\r\n"), ""),
+        (bgzip(FASTA[:3000], 700) + bgzip(FASTA[3000:], 700), ""),
+    ],
+)
+def test_fasta_that_is_accepted(call, tmp_path, content, words):
+    assert call("chr1\t0\t100\nchr2\t42\t80\n", output="plain.tsv")[0] == 0
+    put(tmp_path, content, "x.fa")
+    code, _, err = call(None, fasta="x.fa")
+    assert code == 0 and rows() == rows("plain.tsv")
+    warned = [line.split(": warning: ")[1] for line in err.splitlines()]
+    assert len(warned) == 1 + bool(words) and words in err and "x.fa: no index (.fai); building it" in warned
 
 
 def test_output_faults(call, tmp_path):
@@ -175,19 +251,25 @@ def test_output_faults(call, tmp_path):
     before = rows()
     code, _, err = call()
     assert code == 2 and "--force" in err and rows() == before
-    assert call(output="none/out.tsv")[0] == 5
+    code, _, err = call(b"chr1\t0\t10\n", "-m", "no-such-model", output="none/out.tsv")
+    assert code == 5 and f"none/out.tsv: the folder {tmp_path}/none does not exist; make it first" in err
     assert call(output="/proc/out.tsv")[0] == 5
     assert call(output=".")[0] == 2
     assert call(output="out.csv")[0] == 2
     assert call(output="/dev/null")[0] == 0
     code, _, err = call(output="/dev/full")
     assert code == 5 and "No space left" in err
+    code, _, err = call(b"chr1\t0\t10\n", "--force", output="genome.fa.fai")
+    assert code == 2 and "the output is the index of the input genome.fa" in err
+    code, _, err = call(output="x" * 300 + ".tsv")
+    assert code == 2 and "the output's name is longer than names can be" in err
     code, _, err = call(b"chr1\t0\t10\n", "--force", name="r.tsv", output="./r.tsv")
     assert code == 2 and "the output is the input r.tsv" in err
 
 
 def test_options(call):
-    for options in (["--pool", "max"], ["--echo", "twice"], ["--max-n-share", "2"], ["--poll", "mean"]):
+    for options in (["--pool", "max"], ["--echo", "twice"], ["--max-n-share", "2"], ["--poll", "mean"],
+                    ["--other-letters", "x"]):  # fmt: skip
         code, _, err = call(b"chr1\t0\t10\n", *options)
         assert code == 2 and options[0] in err
     assert call(b"chr1\t0\t10\n", "--echo", "rc", "--pool", "last")[0] == 0
@@ -196,6 +278,8 @@ def test_options(call):
 def test_model_faults(call):
     code, _, err = call(b"chr1\t0\t10\n", "-m", "no-such-model")
     assert code == 4 and "no-such-model" in err and not os.path.exists("out.tsv")
+    code, _, err = call(b"chr1\t0\t10\n", "-m", "")
+    assert code == 2 and "the model's name is empty; give a bundled name or a folder" in err
 
 
 def test_cuda_that_is_not_there(call):
@@ -205,6 +289,8 @@ def test_cuda_that_is_not_there(call):
         pytest.skip("a CUDA device is there")
     code, _, err = call(b"chr1\t0\t10\n", "--device", "cuda")
     assert code == 5 and "--device cpu" in err
+    code, _, err = call(b"chr1\t0\t10\n", "--device", "cuda:99999999999")
+    assert code == 5 and "no device cuda:99999999999 (0 CUDA devices are there); use --device cpu" in err
 
 
 def start(model, *arguments, **options):

@@ -80,12 +80,14 @@ def test_the_same_command_gives_the_same_bytes(folder, tmp_path):
     (["--num-beams", "2", "-n", "3"], 2, "--num-sequences: is 3, but a search with 2 beams returns at most 2"),
     (["--seed", "-1"], 2, "--seed: is -1, must be 0 to 2^64 - 1"),
     (["--seed", "18446744073709551616"], 2, "--seed: is 18446744073709551616, must be 0 to 2^64 - 1"),
+    (["-n", "1000000000000"], 2, "--num-sequences: 1,000,000,000,000 sequences of 200 bases are over 1,0"),
     (["--prompts", "absent.fa"], 5, "absent.fa: no such file"),
     (["--prompts", "-"], 2, "-: standard input cannot be read at random; give a file"),
     (["--prompts", "x.fa", "--prompt", "A"], 2, "--prompts: one of --prompt and --prompts, not both"),
     (["-o", "absent/out.fa"], 5, "absent/out.fa: the folder "),
     (["-o", "."], 2, ".: the output is a folder; give a file name inside it"),
     (["--dtype", "float12"], 2, "float12"),
+    (["--device", "cpu:9"], 2, "device 'cpu:9' is unknown; one of auto, cpu, cuda"),
 ])  # fmt: skip
 def test_faults(folder, tmp_path, monkeypatch, capsys, words, code, line):
     monkeypatch.chdir(tmp_path)
@@ -133,6 +135,31 @@ def test_c37_an_output_that_exists_is_kept(folder, tmp_path, capsys):
 def test_g8_full_disk(folder, capsys):
     assert generate(folder, "-o", "/dev/full", "--length", "5") == 5
     assert "/dev/full: writing failed: No space left on device; free some space" in capsys.readouterr().err
+
+
+def test_f7_a_temperature_close_to_0_takes_the_likeliest(folder, capsys):
+    words = ["--length", "30", "-q"]
+    assert generate(folder, "--num-beams", "1", *words) == 0
+    greedy = capsys.readouterr().out.splitlines()[1]
+    assert generate(folder, "--temperature", "1e-320", "-n", "3", *words) == 0
+    assert capsys.readouterr().out.splitlines()[1::2] == [greedy] * 3
+
+
+def test_f14_prompts_of_any_letters_are_marked(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.fa").write_text(">a\nACGT\n>protein\nMKVE\n>iupac\nACRA\n>lower\nacgt\n")
+    assert generate(folder, "--prompts", "p.fa", "-n", "1", "--length", "5", "-q") == 0
+    out = capsys.readouterr().out
+    names = [line.split()[:2] for line in out.splitlines() if line.startswith(">")]
+    assert names == [[">a_1", "status=ok"], [">protein", "status=bad_prompt"], [">iupac", "status=bad_prompt"],
+                     [">lower_1", "status=ok"]]  # fmt: skip
+    assert out.splitlines()[1] == out.splitlines()[-1]
+    (tmp_path / "rna.fa").write_text(">a\nACGU\n")
+    assert generate(folder, "--prompts", "rna.fa", "-o", "out.fa") == 3
+    assert "rna.fa:2:4: U, so this looks like RNA; give --rna to read U as T" in capsys.readouterr().err
+    assert not (tmp_path / "out.fa").exists()
+    assert generate(folder, "--prompts", "rna.fa", "--rna", "-n", "1", "--length", "5", "-q") == 0
+    assert capsys.readouterr().out.splitlines()[1] == out.splitlines()[1]
 
 
 def test_f14_marked_prompts_are_counted(folder, tmp_path, capsysbinary):

@@ -73,7 +73,7 @@ def test_d16_unknown_key_names_the_nearest():
     ({"vocab_size": 11}, "must be 12 or more"),
     ({"rms_norm_eps": 0.0}, "must be between 0 and 1"),
     ({"time_step_limit": [0.5, 0.1]}, "two numbers, 0 <= low < high"),
-    ({"time_step_limit": [0.5]}, "time_step_limit"),
+    ({"time_step_limit": [0.5]}, "time_step_limit: is (0.5,), must be a list of 2 (a finite number each) or null"),
     ({"bos_token_id": 12}, "must be null or 0 to 11"),
     ({"hidden_size": "absent"}, "key 'hidden_size' is missing"),
 ])  # fmt: skip

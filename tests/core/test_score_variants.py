@@ -385,9 +385,11 @@ def test_old_index_is_not_left_unsaid(model, caplog):
     assert "o.vcf.gz.tbi will not fit the new output" in warnings_of(caplog, "old-index")[0]
 
 
-def test_regions(model):
+def test_regions(model, caplog):
     vcf = write(*MIXED)
     assert run(vcf, model, regions="chr1:300-310").records == 3
+    assert run(vcf, model, regions="chr1:800-810").records == 0
+    assert warnings_of(caplog, "empty-input") == ["in.vcf: no records in the regions asked for"]
     Path("r.bed").write_text("chr1\t299\t300\nchr2\t0\t100\n")
     assert run(vcf, model, regions_file="r.bed").records == 3
     with pytest.raises(DataError, match="no contig 'chr12' in the header or the genome; did you mean chr"):
@@ -428,6 +430,18 @@ def test_check_ref_e_stops_at_the_first(model):  # C10
         run(vcf, model, check_ref="e")
     with pytest.raises(UsageError, match="--check-ref: is 'q'"):
         run(vcf, model, check_ref="q")
+
+
+def test_unknown_bases_nearby_are_told(model):  # C21
+    # 32 bases count from the change on and 32 are read before it; N begins at 241, behind at most 3 known bases.
+    vcf = write(("chr2", 100, None, "A"), ("chr2", 207, None, "A"), ("chr2", 212, None, "A"), ("chr2", 238, None, "G"))
+    summary = run(vcf, model, dry_run=True)
+    assert summary.statuses == {"ok": 2, "too_many_n": 2} and summary.unknown == 0
+    put_genome(SEQUENCE[:319] + "N" + SEQUENCE[320:])
+    vcf = write(("chr1", 100, None, other(SEQUENCE[99])), ("chr1", 300, None, other(SEQUENCE[299])))
+    for dry_run in (True, False):
+        summary = run(vcf, model, dry_run=dry_run)
+        assert (summary.scored, summary.unknown) == (2, 1) and summary.to_dict()["unknown"] == 1
 
 
 def test_unknown_contigs(model, caplog):  # C22

@@ -54,6 +54,24 @@ def test_output_is_an_input(tmp_path):
     check_output(tmp_path / "new.tsv", inputs=(source, str(tmp_path / "missing")))
 
 
+def test_output_is_an_inputs_index(tmp_path):
+    fasta = tmp_path / "g.fa"
+    fasta.write_bytes(b">a\nA\n")
+    for suffix in (".fai", ".gzi", ".tbi", ".csi"):
+        with pytest.raises(UsageError, match="the output is the index of the input"):
+            check_output(f"{fasta}{suffix}", inputs=(None, "-", fasta), force=True)
+    check_output(f"{fasta}.txt", inputs=(fasta,))
+
+
+def test_names_that_cannot_be(tmp_path):
+    with pytest.raises(UsageError, match="longer than names can be"):
+        check_output(tmp_path / ("x" * 256))
+    check_output(tmp_path / ("x" * 255), inputs=("no\0file",))
+    words = "out: writing failed: No such file or directory"
+    with pytest.raises(SystemFault, match=words), atomic_output(tmp_path / "no" / "out"):
+        pytest.fail("began")
+
+
 def test_output_exists(tmp_path):
     path = put(tmp_path / "out.tsv")
     with pytest.raises(UsageError, match=r"exists already; give --force"):

@@ -1,0 +1,115 @@
+"""`hybridna evaluate genome` from the command line: the table, exit codes and messages."""
+
+import json
+import math
+
+import pytest
+from toys import random_model
+
+from hybridna_cli.app import run
+from hybridna_core.checkpoint import save_model
+
+SEQUENCE = "ACGTTGCAAC" * 60
+RUN = """
+[model]
+preset = "tiny"
+[[stage]]
+context_length = 64
+steps = 1
+batch_tokens = 64
+[[species]]
+name = "ant"
+fasta = "g.fa"
+valid = ["held"]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "toy"
+    save_model(folder, random_model(max_position_embeddings=65))
+    return str(folder)
+
+
+@pytest.fixture
+def call(tmp_path, model, capfd, monkeypatch):
+    """Run `evaluate genome` on a run file; return exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g.fa").write_text(f">train\n{SEQUENCE}\n>held\n{SEQUENCE[:200]}\n>unknown\n{'N' * 200}\n")
+
+    def call(*options, text=RUN, path="run.toml"):
+        (tmp_path / "run.toml").write_text(text)
+        code = run(["evaluate", "genome", path, "-m", model, "--device", "cpu", "--max-order", "2", "-q", *options])
+        streams = capfd.readouterr()
+        assert "Traceback" not in streams.err
+        return code, streams.out, streams.err
+
+    return call
+
+
+def test_table_and_summary(call, tmp_path):
+    code, out, _ = call("--summary-json", "s.json")
+    assert code == 0
+    header, row = (line.split("\t") for line in out.splitlines())
+    assert header == ["set", "bases", "model", "best_markov", "best_order", "order_0", "order_1", "order_2"]
+    assert row[:2] == ["ant", "200"] and all(math.isfinite(float(cell)) for cell in row[2:])
+    (one,) = json.loads((tmp_path / "s.json").read_text())["sets"]
+    assert one["bases"] == 200 and f"{one['model']:.4f}" == row[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--max-order", "13"], 2, "--max-order: is 13, must be 0 to 12"),
+        (["--max-order", "-1"], 2, "--max-order: is -1"),
+        (["--max-bases", "0"], 2, "--max-bases: is 0, must be at least 1"),
+        (["--window", "0"], 2, "--window: is 0, must be at least 1"),
+        (["--window", "65"], 2, "--window: is 65, but this model reads 64 bases at once"),
+        (["--device", "cuda:99"], 5, "no device cuda:99 ("),
+        (["-m", "no-such-model"], 4, "no-such-model: no such model folder"),
+        (["--windw", "3"], 2, "no option called '--windw'; did you mean '--window'?"),
+    ],
+)
+def test_options_that_do_not_do(call, options, code, words):
+    found, out, err = call(*options)
+    errors = [line for line in err.splitlines() if ": error: " in line]
+    assert (found, out, len(errors)) == (code, "", 1)
+    assert errors[0].startswith("hybridna evaluate genome: error: ") and words in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "code", "words"),
+    [
+        ("rum.toml", RUN, 5, "rum.toml: no such file; did you mean run.toml?"),
+        (".", RUN, 5, ".: is a folder; give a file"),
+        ("g.fa", RUN, 2, "g.fa: not TOML ("),
+        ("run.toml", "", 2, "run.toml: key 'model' is missing"),
+        ("run.toml", RUN.replace("valid", "vaild"), 2, "species[0]: unknown key 'vaild'; did you mean 'valid'?"),
+        ("run.toml", RUN.replace("g.fa", "f.fa"), 5, "f.fa: no such file; did you mean g.fa?"),
+        ("run.toml", RUN.replace('["held"]', "[]"), 3, "run.toml: no known base is held out; give a species `valid`"),
+        ("run.toml", RUN.replace("held", "unknown"), 3, "run.toml: no known base is held out"),
+        ("run.toml", RUN.replace("held", "hold"), 2, "no contig 'hold' in g.fa; did you mean held?"),
+    ],
+)
+def test_run_files_that_do_not_do(call, path, text, code, words):
+    found, out, err = call(path=path, text=text)
+    assert (found, out) == (code, "") and words in err
+
+
+def test_a_set_of_unknown_bases_is_left_out(call, tmp_path):
+    (tmp_path / "n.fa").write_text(f">a\n{SEQUENCE}\n>b\n{'N' * 100}\n")
+    more = '[[species]]\nname = "bee"\nfasta = "n.fa"\nvalid = ["b"]\n'
+    code, out, err = call(text=RUN + more)
+    assert code == 0 and [line.split("\t")[0] for line in out.splitlines()] == ["set", "ant"]
+    assert "warning: bee: every held-out base is unknown; left out" in err
+    (tmp_path / "n.fa").write_text(f">a\n{SEQUENCE}\n>b\n{'N' * 400}ACGT\n")
+    code, out, err = call("--max-bases", "32", text=RUN + more)
+    assert code == 0 and "nan" not in out and out.count("\n") == 2
+    assert "warning: bee: no known base in the windows measured; left out" in err
+
+
+def test_fasta_options(call, tmp_path):
+    (tmp_path / "g.fa").write_text(f">train\n{SEQUENCE}\n>held\n{SEQUENCE[:200]}UE\n")
+    code, _, err = call()
+    assert code == 3 and "give --rna" in err
+    assert call("--rna", "--other-letters", "n")[0] == 0
