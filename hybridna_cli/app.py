@@ -29,6 +29,13 @@ COMMANDS = {
     "models": "models",
     "doctor": "doctor",
 }
+# What needs less memory, per command.
+LESS_MEMORY = {
+    "score-variants": "a smaller --window needs less",
+    "embed": "shorter regions need less",
+    "generate": "a smaller --num-beams or --length needs less",
+    "evaluate genome": "a smaller --window needs less",
+}
 # typer exports no base class of its usage errors, and releases differ in whether click itself is installed.
 ClickUsageError, ClickException = typer.BadParameter.__mro__[1:3]
 
@@ -124,7 +131,7 @@ def explain(command, error):
         return explain_usage(command, error)
     if isinstance(error, BrokenPipeError):
         return 141
-    known = translate(error)
+    known = translate(error, command)
     if known is not None:
         say(command, f"error: {known}")
         return known.exit_code
@@ -133,8 +140,8 @@ def explain(command, error):
     return 1
 
 
-def translate(error):
-    """Return the HybriDNAError that an exception amounts to, or None for a fault of our own."""
+def translate(error, command=""):
+    """Return the HybriDNAError that an exception in a command amounts to, or None for a fault of our own."""
     if isinstance(error, HybriDNAError):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -145,7 +152,8 @@ def translate(error):
         return SystemFault(str(error), hint="hybridna doctor lists what can be used")
     if is_out_of_memory(error):
         what = str(error).strip().splitlines()[0] if str(error).strip() else "the system gave no more memory"
-        return OutOfMemory(f"out of memory ({what})", hint="a smaller --batch-size or --window needs less")
+        hint = LESS_MEMORY.get(command, "end other programs, or add memory")
+        return OutOfMemory(f"out of memory ({what})", hint=hint)
     if isinstance(error, OSError) and error.errno is not None:
         hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
         return SystemFault(error.strerror or os.strerror(error.errno), where=error.filename, hint=hint)

@@ -7,6 +7,7 @@ import typer
 from hybridna_cli.console import reporting
 from hybridna_cli.options import (
     AllowMissingEof,
+    AllowNonfinite,
     Device,
     Dtype,
     Fasta,
@@ -61,6 +62,7 @@ def embed(
     other_letters: OtherLetters = None,
     rna: Rna = False,
     allow_missing_eof: AllowMissingEof = False,
+    allow_nonfinite: AllowNonfinite = False,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
 ):  # fmt: skip
@@ -77,5 +79,5 @@ def embed(
             regions, fasta_ref, output, model=model, pool=pool, echo=echo, max_n_share=max_n_share, clip=clip,
             rename_chrs=rename_chrs, strict=strict, force=force, device=device, dtype=dtype,
             rebuild_index=rebuild_index, other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof,
-            progress=report.progress,
+            allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

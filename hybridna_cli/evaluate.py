@@ -7,6 +7,7 @@ import typer
 from hybridna_cli.console import reporting
 from hybridna_cli.options import (
     AllowMissingEof,
+    AllowNonfinite,
     Device,
     Model,
     OtherLetters,
@@ -36,6 +37,7 @@ def genome(
     other_letters: OtherLetters = None,
     rna: Rna = False,
     allow_missing_eof: AllowMissingEof = False,
+    allow_nonfinite: AllowNonfinite = False,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
 ):
@@ -49,7 +51,7 @@ def genome(
         found = core.evaluate_genome(
             run, model=model, max_bases=max_bases, max_order=max_order, window=window, device=device,
             rebuild_index=rebuild_index, other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof,
-            progress=report.progress,
+            allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip
         report.summary = found
     print("set\tbases\tmodel\tbest_markov\tbest_order\t" + "\t".join(f"order_{k}" for k in range(max_order + 1)))

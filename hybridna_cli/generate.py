@@ -7,6 +7,7 @@ import typer
 from hybridna_cli.console import reporting
 from hybridna_cli.options import (
     AllowMissingEof,
+    AllowNonfinite,
     Device,
     Dtype,
     Force,
@@ -75,6 +76,7 @@ def generate(
     rebuild_index: RebuildIndex = False,
     rna: Rna = False,
     allow_missing_eof: AllowMissingEof = False,
+    allow_nonfinite: AllowNonfinite = False,
 ):  # fmt: skip
     """Generate DNA after a label or a prompt; FASTA out.
 
@@ -88,5 +90,5 @@ def generate(
             output, model=model, label=label, prompt=prompt, prompts=prompts, num_sequences=num_sequences,
             length=length, num_beams=num_beams, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
             device=device, dtype=dtype, force=force, rebuild_index=rebuild_index, rna=rna,
-            allow_missing_eof=allow_missing_eof, progress=report.progress,
+            allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

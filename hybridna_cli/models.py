@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hybridna_cli.console import reporting
-from hybridna_cli.options import Device, Dtype, Force, Quiet, SummaryJson, Threads
+from hybridna_cli.options import AllowNonfinite, Device, Dtype, Force, Quiet, SummaryJson, Threads
 from hybridna_core.errors import ModelError
 
 models_app = typer.Typer(
@@ -96,9 +96,7 @@ def import_(
             "--accept-conflicts", help="Go on where config.json contradicts the shapes in what they cannot settle."
         ),
     ] = False,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Accept weights that are NaN or infinite.")
-    ] = False,
+    allow_nonfinite: AllowNonfinite = False,
     n_groups: NGroups = None,
     attention_heads: AttentionHeads = None,
     dtype: Annotated[
@@ -138,6 +136,7 @@ def check(
     ] = False,
     all_probes: Annotated[bool, typer.Option("--all-probes", help="Read all 112 probes, not 8.")] = False,
     allow_partial: AllowPartial = False,
+    allow_nonfinite: AllowNonfinite = False,
     n_groups: NGroups = None,
     attention_heads: AttentionHeads = None,
     device: Device = "auto",
@@ -157,7 +156,8 @@ def check(
     with reporting("models check", quiet, summary_json) as shown, report_of_refusal(json):
         summary = check_model(
             folder, json=json, force=force, exhaustive=exhaustive, all_probes=all_probes, device=device, dtype=dtype,
-            allow_partial=allow_partial, n_groups=n_groups, attention_heads=attention_heads, progress=shown.progress,
+            allow_partial=allow_partial, allow_nonfinite=allow_nonfinite, n_groups=n_groups,
+            attention_heads=attention_heads, progress=shown.progress,
         )  # fmt: skip
         if json != "-":
             if summary.report is not None:

@@ -69,6 +69,7 @@ Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, c
 Dtype = Annotated[
     str, typer.Option("--dtype", metavar="TYPE", help="Precision of weights and products: float32 or bfloat16.")
 ]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Accept weights that are NaN or infinite.")]
 BatchSize = Annotated[
     str,
     typer.Option("--batch-size", metavar="N", callback=parse_batch_size, help="Rows per pass; never changes a result."),

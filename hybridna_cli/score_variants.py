@@ -7,6 +7,7 @@ import typer
 from hybridna_cli.console import reporting
 from hybridna_cli.options import (
     AllowMissingEof,
+    AllowNonfinite,
     Device,
     DryRun,
     Dtype,
@@ -95,6 +96,7 @@ def score_variants(
     other_letters: OtherLetters = None,
     rna: Rna = False,
     allow_missing_eof: AllowMissingEof = False,
+    allow_nonfinite: AllowNonfinite = False,
 ):  # fmt: skip
     """Score every alternative allele of a VCF or BCF.
 
@@ -111,5 +113,5 @@ def score_variants(
             check_ref=check_ref, rename_chrs=rename_chrs, info_prefix=info_prefix, replace=replace, strict=strict,
             no_version=no_version, device=device, dtype=dtype, force=force, dry_run=dry_run,
             rebuild_index=rebuild_index, other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof,
-            progress=report.progress,
+            allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

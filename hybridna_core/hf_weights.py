@@ -336,11 +336,11 @@ def check_report(report, *, allow_partial=False, accept_conflicts=False):
     if faults and not allow_partial:
         first = (report.missing + report.mismatched + report.unexpected)[0]["key"]
         what = f"tensors do not fit: {', '.join(faults)}, first {first}"
-        error = ModelError(what, where=report.folder, hint="--allow-partial loads what fits")
+        error = ModelError(what, where=report.folder, hint="hybridna models import --allow-partial takes what fits")
     elif report.blocking and not accept_conflicts:
         c = report.blocking[0]
         what = f"config.json has {c['field']} {c['config']}: {c['why']}"
-        hint = "settle it with --n-groups or --attention-heads, or --accept-conflicts to go on with what is reported"
+        hint = "hybridna models import settles it by --n-groups or --attention-heads; --accept-conflicts: as reported"
         error = ModelError(what, where=report.folder, hint=hint)
     if error is not None:
         error.report = report

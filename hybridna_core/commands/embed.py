@@ -51,7 +51,7 @@ class Summary(NamedTuple):
 def embed(
     regions, fasta_ref, output="-", *, model="base", pool="mean", echo=None, max_n_share=0.05, clip=False,
     rename_chrs=None, strict=False, force=False, device="auto", dtype="float32", rebuild_index=False,
-    other_letters=None, rna=False, allow_missing_eof=False, progress=None,
+    other_letters=None, rna=False, allow_missing_eof=False, allow_nonfinite=False, progress=None,
 ):  # fmt: skip
     """Write one vector per region of a BED file, in input order, with the region's columns; return a Summary.
 
@@ -86,7 +86,8 @@ def embed(
         # Every line is checked before the model loads, where the file can be read twice.
         is_twice = regions != "-" and os.path.isfile(regions)
         total = sum(1 for _ in read()) if is_twice else None
-        model = load_model(model, device=device, dtype=dtype) if isinstance(model, str | os.PathLike) else model
+        if isinstance(model, str | os.PathLike):
+            model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
         hidden, statuses, unknown = model.config.hidden_size, Counter(), 0
         meta, longest = describe(model, pool, echo), longest_input(model.config, echo)
         with open_table(output, COLUMNS, vector="embedding", width=hidden, meta=meta, force=force) as add:

@@ -46,7 +46,7 @@ class GenomeEvaluation(NamedTuple):
 
 
 def evaluate_genome(run, *, model="base", max_bases=500_000, max_order=12, window=None, device="auto", set=(),
-                    rebuild_index=False, other_letters=None, rna=False, allow_missing_eof=False,
+                    rebuild_index=False, other_letters=None, rna=False, allow_missing_eof=False, allow_nonfinite=False,
                     progress=None):  # fmt: skip
     """Measure bits per base on the held-out bases of a run file, beside interpolated Markov models of order 0 up.
 
@@ -81,7 +81,7 @@ def evaluate_genome(run, *, model="base", max_bases=500_000, max_order=12, windo
         if one.valid and not one.valid_bases:
             warn("nothing-measured", f"{one.name}: every held-out base is unknown; left out")
     if isinstance(model, str | os.PathLike):
-        model = load_model(model, device=device)
+        model = load_model(model, device=device, allow_nonfinite=allow_nonfinite)
     longest = model.config.bases_at_once
     if window is not None and window > longest:
         raise UsageError(f"is {window:,}, but this model reads {longest:,} bases at once", where="--window")

@@ -64,7 +64,7 @@ class Summary:
 def generate(
     output="-", *, model="base", label=None, prompt="", prompts=None, num_sequences=None, length=DEFAULT_LENGTH,
     num_beams=None, temperature=None, top_k=None, top_p=None, seed=0, device="auto", dtype="float32", force=False,
-    rebuild_index=False, rna=False, allow_missing_eof=False, progress=None,
+    rebuild_index=False, rna=False, allow_missing_eof=False, allow_nonfinite=False, progress=None,
 ):  # fmt: skip
     """Generate sequences and write them as FASTA; return a Summary.
 
@@ -84,7 +84,7 @@ def generate(
     reading = {"rebuild_index": rebuild_index, "rna": rna, "allow_missing_eof": allow_missing_eof}
     named = [("design", prompt)] if prompts is None else read_prompts(prompts, **reading)
     if isinstance(model, str | os.PathLike):
-        model = load_model(model, device=device, dtype=dtype)
+        model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
     how = describe(num_beams, temperature, top_k, top_p, seed)
     how["model"] = f"{model.name}:{model.digest[:12]}"
     marked, log_probs, bases = collections.Counter(), [], 0

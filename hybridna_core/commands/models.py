@@ -255,7 +255,7 @@ class CheckSummary:
 
 def check_model(
     folder, *, json=None, force=False, exhaustive=False, all_probes=False, device="auto", dtype="float32",
-    allow_partial=False, n_groups=None, attention_heads=None, progress=None,
+    allow_partial=False, allow_nonfinite=False, n_groups=None, attention_heads=None, progress=None,
 ):  # fmt: skip
     """Search the reading that suits a model best, and report only; return a CheckSummary.
 
@@ -275,14 +275,15 @@ def check_model(
     if is_own_folder(source):
         if n_groups is not None or attention_heads is not None:
             raise UsageError("goes with published folders only", where="--n-groups, --attention-heads")
-        model = load_model(source, device=device, dtype=dtype)
+        model = load_model(source, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
         report, size = None, OFFICIAL_ELEMENTS.get(count_parameters(model.config))
     else:
         plan = plan_import(source, n_groups=n_groups, attention_heads=attention_heads)
         # What conflicts is what the search is there to settle.
         model = load_published(
-            source, device=device, dtype=dtype, allow_partial=allow_partial, accept_conflicts=True, plan=plan
-        )
+            source, device=device, dtype=dtype, allow_partial=allow_partial, allow_nonfinite=allow_nonfinite,
+            accept_conflicts=True, plan=plan,
+        )  # fmt: skip
         report, size = plan.report, plan.report.official
     probes = read_probes(every=all_probes)
     outcomes = search(model, probes, exhaustive, progress)

@@ -107,7 +107,8 @@ def score_variants(
     vcf, fasta_ref, output="-", *, model="base", window=None, horizon=None, stride=1, per_strand=False,
     output_type=None, write_index=False, regions=None, regions_file=None, check_ref="w", rename_chrs=None,
     info_prefix="HD_", replace=False, strict=False, no_version=False, force=False, device="auto", dtype="float32",
-    dry_run=False, rebuild_index=False, other_letters=None, rna=False, allow_missing_eof=False, progress=None,
+    dry_run=False, rebuild_index=False, other_letters=None, rna=False, allow_missing_eof=False,
+    allow_nonfinite=False, progress=None,
 ):  # fmt: skip
     """Score every alternative allele of a VCF or BCF and write the same records with the scores; return a Summary.
 
@@ -151,7 +152,8 @@ def score_variants(
             tokens = plan_records(records, genome, plan, config, tally, progress)
             known_horizon = summarise(tally, plan, name_model(model), None, start)
             return estimate(known_horizon, config, tokens, device, dtype)
-        model = load_model(model, device=device, dtype=dtype) if is_name(model) else model
+        if is_name(model):
+            model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
         header = strip_header(reader.header, info_prefix) if replace else reader.header
         used = contigs_in_use(ahead, is_whole, reader.header, genome, renames)
         options = spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, info_prefix, per_strand)

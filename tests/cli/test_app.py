@@ -3,6 +3,7 @@
 argv -> run(argv) in this process, or `python -m hybridna_cli` in one of its own -> exit code, stdout, stderr
 """
 
+import ast
 import errno
 import io
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from hybridna_cli import app, console
 from hybridna_core.errors import DataError, GuardError, UsageError
@@ -145,7 +147,7 @@ def test_our_own_checks_read_like_the_others(capsys, words, line):
     (KeyboardInterrupt(), 130, "stopped by SIGINT"),
     (app.Ended(signal.SIGTERM), 143, "stopped by SIGTERM"),
     (app.Ended(signal.SIGUSR1), 143, "stopped by SIGUSR1"),
-    (MemoryError(), 137, "out of memory (the system gave no more memory); a smaller --batch-size or --window"),
+    (MemoryError(), 137, "out of memory (the system gave no more memory); end other programs"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), 137, "out of memory (CUDA out of"),
     (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"), 137,
      "out of memory ([enforce fail"),
@@ -163,6 +165,48 @@ def test_each_kind_is_one_line_and_its_code(capsys, failing, error, code, line):
     captured = capsys.readouterr()
     assert captured.err.startswith(f"hybridna doctor: error: {line}")
     assert captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_out_of_memory_tells_what_needs_less(capsys, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("hybridna_core.commands.generate.generate", fail)
+    assert app.run(["generate"]) == 137
+    assert capsys.readouterr().err.endswith("; a smaller --num-beams or --length needs less\n")
+
+
+def options_of(command, path=()):
+    """Yield (words of a command, its options) of every command below one."""
+    for name, child in getattr(command, "commands", {}).items():
+        yield from options_of(child, (*path, name))
+    if not hasattr(command, "commands"):
+        yield " ".join(path), {word for parameter in command.params for word in parameter.opts}
+
+
+# Options that messages of these files name, and the commands that can meet the message.
+READERS = {"score-variants", "embed", "generate", "pretrain", "evaluate genome"}
+MODEL_USERS = {"score-variants", "embed", "generate", "evaluate genome", "models import", "models check"}
+NAMED = {
+    "data/inputs.py": READERS, "data/genome.py": READERS, "weight_files.py": MODEL_USERS,
+    "data/regions.py": {"embed"}, "data/variants.py": {"score-variants"}, "checkpoint.py": set(),
+}  # fmt: skip
+
+
+def test_messages_name_options_that_there_are():
+    options = dict(options_of(typer.main.get_command(app.build_app())))
+    assert "models import" in options and "--force" in options["embed"]
+    every = set().union(*options.values())
+    # generate reads other letters of its own accord; where they cannot be bases it marks the prompt.
+    options["generate"] |= {"--other-letters"}
+    for path in (ROOT / "hybridna_core").rglob("*.py"):
+        texts = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+        named = {
+            word for text in texts if isinstance(text, str) for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)
+        }
+        assert named <= every, path
+        for command in NAMED.get(path.relative_to(ROOT / "hybridna_core").as_posix(), ()):
+            assert named <= options[command], (path, command)
 
 
 def test_g26_a_dependency_that_is_too_old(capsys, failing, monkeypatch):

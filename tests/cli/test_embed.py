@@ -278,6 +278,15 @@ def test_options(call):
 def test_model_faults(call):
     code, _, err = call(b"chr1\t0\t10\n", "-m", "no-such-model")
     assert code == 4 and "no-such-model" in err and not os.path.exists("out.tsv")
+    broken = random_model()
+    # A row that is never read: [RESERVED].
+    broken.model.embed_tokens.weight[5] = float("nan")
+    save_model("nan", broken)
+    code, _, err = call(b"chr1\t0\t10\n", "-m", "nan")
+    assert code == 4 and "32 of 384 weights are NaN or infinite; --allow-nonfinite loads it all the same" in err
+    code, _, err = call(b"chr1\t0\t10\n", "-m", "nan", "--allow-nonfinite")
+    assert code == 0 and "warning: model.embed_tokens.weight: 32 weights are NaN or infinite" in err
+    os.unlink("out.tsv")
     code, _, err = call(b"chr1\t0\t10\n", "-m", "")
     assert code == 2 and "the model's name is empty; give a bundled name or a folder" in err
 
