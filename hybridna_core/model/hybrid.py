@@ -15,7 +15,7 @@ from hybridna_core.tokenizer import Tokenizer
 from hybridna_kernels.gemm import linear
 
 # Tokens read per pass where no gradient is needed: longer temporaries are slower on CPU, and cost memory everywhere.
-CPU_SEGMENT, GPU_SEGMENT = 2048, 32768
+CPU_SEGMENT, GPU_SEGMENT = 1024, 32768
 
 
 class Block(nn.Module):

@@ -11,8 +11,8 @@
 
 namespace {
 
-constexpr int Q = 64;         // tokens of a chunk
-constexpr int PACKED = 64;    // chunks packed at a time, over all rows and groups
+constexpr int Q = 64;      // tokens of a chunk
+constexpr int PACKED = 8;  // chunks packed at a time, over all rows and groups: they stay in the second cache
 
 struct Shape {
   int64_t batch, length, heads, head_dim, groups, size;
