@@ -498,6 +498,17 @@ def test_header_alone_gives_a_header(model, caplog):  # C4
         assert list(file) == [] and "HD_LLR" in file.header.info
 
 
+def test_any_order_of_records_is_kept(model):  # C24
+    places = [("chr1", 300), ("chr2", 40), ("chr1", 300), ("chr1", 20), ("chr2", 40), ("chr1", 880)]
+    records = [(contig, pos, None, other(CONTIGS[contig][pos - 1])) for contig, pos in places]
+    summary = run(write(*records), model)
+    assert summary.records == summary.scored == 6
+    lines = [line.split("\t") for line in Path("out.vcf").read_text().splitlines() if line[0] != "#"]
+    assert [(line[0], int(line[1])) for line in lines] == places
+    found = scores()
+    assert found[0] == found[2] and found[1] == found[4] and len(set(found)) == 4
+
+
 def test_genome_that_changes_while_running(model, monkeypatch):
     vcf = write(*MIXED)
     original = module.spell_fields
