@@ -5,9 +5,11 @@ token arrays, both strands -> counts of every (order + 1)-mer -> interpolated pr
 
 import numpy as np
 
-from hybridna_core.tokenizer import A, T, reverse_complement_ids
+from hybridna_core.tokenizer import A, N, T, reverse_complement_ids
 
 MAX_ORDER = 12
+COUNT_AT_ONCE = 2**24
+_BREAK = np.array([N], dtype=np.uint8)
 
 
 class MarkovModel:
@@ -22,18 +24,30 @@ class MarkovModel:
             raise ValueError(f"order {order} is not 0 to {MAX_ORDER}")
         self.order = order
         self.counts = [np.zeros((4**k, 4), dtype=np.int32) for k in range(order + 1)]
+        self._waiting = []
 
     def add(self, ids):
         """Count one stretch of token ids and its reverse complement; unknown bases break it. (n,) uint8"""
-        for strand in (np.asarray(ids), reverse_complement_ids(ids)):
+        # Stretches wait until they are many, as one pass over a table of 4^13 words costs as much for few as for many.
+        self._waiting += [np.asarray(ids), _BREAK]
+        if sum(len(part) for part in self._waiting) >= COUNT_AT_ONCE:
+            self._count()
+
+    def _count(self):
+        if not self._waiting:
+            return
+        joined = np.concatenate(self._waiting)
+        self._waiting = []
+        for strand in (joined, reverse_complement_ids(joined)):
             for table, (words, whole) in zip(self.counts, _words(strand, self.order), strict=True):
-                np.add.at(table.reshape(-1), words[whole], 1)
+                table += np.bincount(words[whole], minlength=table.size).reshape(-1, 4).astype(np.int32)
 
     def log2_probs(self, ids, strength=16.0):
         """Return log2 P of each base given what stands before it, for every order; NaN at unknown bases.
 
         ids (n,) uint8 -> (order + 1, n) float64; row k reads k bases back at most
         """
+        self._count()
         ids = np.asarray(ids)
         known = (ids >= A) & (ids <= T)
         probability, rows = np.full(len(ids), 0.25), []
