@@ -250,7 +250,7 @@ def test_output_faults(call, tmp_path):
     assert call()[0] == 0
     before = rows()
     code, _, err = call()
-    assert code == 2 and "--force" in err and rows() == before
+    assert code == 2 and "out.tsv: the output exists already; give --force to replace it" in err and rows() == before
     code, _, err = call(b"chr1\t0\t10\n", "-m", "no-such-model", output="none/out.tsv")
     assert code == 5 and f"none/out.tsv: the folder {tmp_path}/none does not exist; make it first" in err
     assert call(output="/proc/out.tsv")[0] == 5

@@ -442,6 +442,10 @@ def test_unknown_bases_nearby_are_told(model):  # C21
     for dry_run in (True, False):
         summary = run(vcf, model, dry_run=dry_run)
         assert (summary.scored, summary.unknown) == (2, 1) and summary.to_dict()["unknown"] == 1
+    # 3 of 67 bases are within 5 %, 4 of 68 are not.
+    for count, status in ((3, "ok"), (4, "too_many_n")):
+        put_genome(SEQUENCE[:280] + "N" * count + SEQUENCE[280 + count :])
+        assert run(write(("chr1", 300, None, other(SEQUENCE[299]))), model).statuses == {status: 1}
 
 
 def test_unknown_contigs(model, caplog):  # C22
