@@ -24,10 +24,14 @@ struct Keys {
 // Keys of one block, (count, head_dim) -> (head_dim, KEYS), zeros behind the last; then its values, without gaps.
 void pack(const float* k, int64_t stride, const float* v, int64_t v_stride, int64_t count, int64_t head_dim,
           float* out) {
-  constexpr int64_t side = 16;
+  // Few rows at a time: at a power of two apart they fall into the same few lines of the nearest cache.
+  constexpr int64_t side = 8, wide = 16;
   for (int64_t s0 = 0; s0 < KEYS; s0 += side)
-    for (int64_t d = 0; d < head_dim; d++)
-      for (int64_t s = s0; s < s0 + side; s++) out[d * KEYS + s] = s < count ? k[s * stride + d] : 0.0f;
+    for (int64_t d0 = 0; d0 < head_dim; d0 += wide) {
+      const int64_t d1 = d0 + wide < head_dim ? d0 + wide : head_dim;
+      for (int64_t d = d0; d < d1; d++)
+        for (int64_t s = s0; s < s0 + side; s++) out[d * KEYS + s] = s < count ? k[s * stride + d] : 0.0f;
+    }
   for (int64_t s = 0; s < count; s++)
     std::memcpy(out + (KEYS + s) * head_dim, v + s * v_stride, sizeof(float) * head_dim);
 }

@@ -28,7 +28,7 @@ struct Rows {
   int64_t batch, time, head;
 };
 
-// (rows, size) -> (even size, Q), zeros where there is nothing; in squares that stay in the nearest cache.
+// (rows, size) -> (size, Q), zeros behind the last token; in squares that stay in the nearest cache.
 void transpose(const Shape& s, const float* from, int64_t stride, int64_t rows, float* to) {
   constexpr int64_t side = 16;
   for (int64_t n0 = 0; n0 < s.size; n0 += side)
@@ -41,7 +41,6 @@ void transpose(const Shape& s, const float* from, int64_t stride, int64_t rows, 
         for (int64_t n = n0; n < n1; n++)
           for (int64_t t = t0; t < t0 + side; t++) to[n * Q + t] = t < rows ? from[t * stride + n] : 0.0f;
     }
-  if (s.even() > s.size) std::memset(to + s.size * Q, 0, sizeof(float) * Q);
 }
 
 // One chunk of one group: C^T (size, Q), B (Q, size), B C^T (Q, Q) where the second index is not before the first.
@@ -51,7 +50,7 @@ void pack(const Shape& s, const float* B, int64_t stride_b, const float* C, int6
   alignas(64) float Bt[512 * Q];
   for (int64_t t = 0; t < rows; t++) {
     std::memcpy(packed + t * even, B + t * stride_b, sizeof(float) * s.size);
-    if (even > s.size) packed[t * even + s.size] = 0;
+    if (even > s.size) packed[t * even + s.size] = 0;  // makes a row of S that nothing reads
   }
   transpose(s, B, stride_b, rows, Bt);
   transpose(s, C, stride_c, rows, Ct);
