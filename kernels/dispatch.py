@@ -81,17 +81,17 @@ def backends(op):
     return list(_CANDIDATES[op])
 
 
-def report():
+def report(device="cpu", dtype=torch.float32):
     """List (op, backend, state) for `doctor`; state is "in use", "usable" or the reason for refusing.
 
-    A backend that depends on the arguments is judged on a plain float32 forward pass on this machine.
+    A backend that depends on the arguments is judged on a plain forward pass on that device, in that dtype.
     """
     from hybridna_kernels import parity
 
     rows = []
     wanted = forced()
     for op in OPS:
-        args, kwargs = parity.example(op, dtype=torch.float32)
+        args, kwargs = parity.example(op, device=device, dtype=dtype)
         first = True
         for name, _, refuse in _CANDIDATES[op]:
             if wanted.get(op, name) != name:

@@ -570,7 +570,7 @@ def describe(header, genome, renames, model, plan, prefix, per_strand, no_versio
         "Tokenizer": spell_tokenizer(model), "StartToken": "no" if model.config.bos_token_id is None else "yes",
         "Window": plan.window, "Horizon": plan.horizon, "Stride": plan.stride, "Strands": "both",
         "Reduction": "sum over the horizon, mean of the strands", "Unit": "nats",
-        "Precision": str(model.dtype).removeprefix("torch."), "Backend": spell_backends(),
+        "Precision": str(model.dtype).removeprefix("torch."), "Backend": spell_backends(model),
         "Reference": os.path.basename(genome.path),
         "ReferenceMD5": " ".join(f"{name}:{genome.digest(name)}" for name in used),
     }  # fmt: skip
@@ -593,11 +593,12 @@ def spell_tokenizer(model):
     return f"single bases, {model.tokenizer.vocab_size} tokens, version {model.tokenizer.version}"
 
 
-def spell_backends():
-    """Name the backend of each op that is in use."""
+def spell_backends(model):
+    """Name the backend of each op that the model uses."""
     from hybridna_kernels import dispatch
 
-    return " ".join(f"{op}:{name}" for op, name, state in dispatch.report() if state == "in use")
+    rows = dispatch.report(model.device, model.dtype)
+    return " ".join(f"{op}:{name}" for op, name, state in rows if state == "in use")
 
 
 def spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, prefix, per_strand):

@@ -281,7 +281,8 @@ def test_records_are_kept_and_readable(model):
     assert len(pysam.bcftools.view("-i", "HD_LLR!=0 && HD_EDGE=1", "-H", "out.vcf").splitlines()) >= 2
 
 
-def test_header_says_what_the_numbers_are(model):
+def test_header_says_what_the_numbers_are(model, monkeypatch):
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "ssd_scan=chunked")
     run(write(*MIXED), model, output="a.vcf", horizon=16, stride=2)
     text = Path("a.vcf").read_text()
     (line,) = re.findall(r"^##hybridna=<ID=run,.*>$", text, re.M)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from hybridna_kernels import cpu, parity, pointwise, reference
+from hybridna_kernels import cpu, dispatch, parity, pointwise, reference
 from hybridna_kernels.cpu import build
 
 LENGTHS = [1, 2, 63, 64, 65, 257, 1000]
@@ -314,3 +314,11 @@ def test_narrower_vectors(machine, monkeypatch, tmp_path):
         agree("causal_conv1d", *draw("causal_conv1d", length))
     agree("attention", *draw("attention", 130))
     agree("gated_rms_norm", *draw("gated_rms_norm", 9))
+
+
+@compiled
+def test_report_is_of_the_dtype_asked(monkeypatch):
+    monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
+    assert ("ssd_scan", "cpu", "in use") in dispatch.report()
+    assert ("ssd_scan", "cpu", "needs float32") in dispatch.report(dtype=torch.bfloat16)
+    assert ("ssd_scan", "chunked", "in use") in dispatch.report(dtype=torch.bfloat16)
