@@ -24,7 +24,7 @@ bench: .venv/bin/pytest
 	.venv/bin/hybridna bench
 
 heldout: .venv/bin/hybridna
-	.venv/bin/hybridna evaluate genome $(RUN)
+	.venv/bin/hybridna evaluate genome $(RUN) --max-bases 300000
 
 slow: .venv/bin/pytest
 	.venv/bin/python -m pytest -q -m slow
