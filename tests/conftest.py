@@ -1,11 +1,24 @@
 """Fixtures that the whole suite shares."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_signals():
+    """Heed signals that a background job or nohup had this process ignore: the commands tested would inherit that."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        # With a handler, not the default action, so that the suite itself goes on; a new program starts without it.
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")
