@@ -314,15 +314,13 @@ class TestCheck:
         assert "no device cuda (0 CUDA devices are there); use --device cpu" in err
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def base():
+    return load_model("base", device="cpu")
+
+
 class TestCheckOnTheBundledModel:
     """The same faults planted in the model that ships."""
-
-    @pytest.fixture(scope="class")
-    def base(self):
-        if "base" not in checkpoint.bundled_names():
-            pytest.skip("no model called base is bundled")
-        return load_model("base", device="cpu")
 
     def test_sound(self, call, base, tmp_path):
         code, _, _ = call("check", "base", "--device", "cpu", "-q", "--json", "check.json")
