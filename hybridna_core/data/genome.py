@@ -10,6 +10,7 @@ contig, skips bytes that are no letters, and needs its index on disk.
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import re
 import secrets
@@ -37,7 +38,9 @@ from hybridna_core.tokenizer import encode
 
 _FINE = b"ACGTNacgtn"
 _IUPAC = b"RYKMSWBDHV"
-_TO_N = bytes.maketrans(_IUPAC, b"N" * len(_IUPAC))
+_LETTERS = bytes(b for b in range(65, 123) if bytes([b]).isalpha())
+# Every letter that is no base, as N of its own case.
+_TO_N = bytes.maketrans(_LETTERS, bytes(b if b in _FINE else ord("n" if b >= 97 else "N") for b in _LETTERS))
 _HEADER_BYTES_LIMIT = 2**20
 _DIGEST_PIECE = 2**20
 _CHECKED_CONTIGS = 256
@@ -58,7 +61,32 @@ def open_genome(path, rebuild_index=False, other_letters=None, rna=False, allow_
     return Genome(path, rebuild_index, other_letters, rna, allow_missing_eof)
 
 
-class Genome:
+class ContigNames:
+    """Finding contigs by name, for whatever has `contigs`: a dict name -> length in bp, in file order."""
+
+    def resolve(self, contig, renames=None):
+        """Return the name of a contig in this file, or None: as it stands, else through `renames`, never by a guess."""
+        if contig in self.contigs:
+            return contig
+        renamed = (renames or {}).get(contig)
+        return renamed if renamed in self.contigs else None
+
+    def alias(self, contig):
+        """Return the contig here that differs from `contig` only by convention (chr1/1, chrM/MT), or None."""
+        others = [contig[3:] if contig.startswith("chr") else "chr" + contig]
+        if contig in _MITOCHONDRION:
+            others += _MITOCHONDRION
+        return next((other for other in others if other in self.contigs), None)
+
+    def suggest(self, contig):
+        """Return the contig here that `contig` was probably meant to be, for messages, or None."""
+        if found := self.alias(contig):
+            return found
+        # Comparing with millions of names would take minutes.
+        return nearest(contig, list(itertools.islice(self.contigs, 2000)))
+
+
+class Genome(ContigNames):
     """An open FASTA file; may be used after a fork.
 
     contigs  name -> length in bp, in file order
@@ -104,10 +132,19 @@ class Genome:
         Nucleotide codes for several bases become N with one warning per contig. Raises DataError for an unknown
         contig, a range outside it, other letters, and a damaged file.
         """
+        return self.letters(contig, start, end).upper().decode("ascii")
+
+    def letters(self, contig, start, end):
+        """Return the bases of [start, end) as bytes over A, C, G, T, N in the case of the file; raise as `fetch`."""
         raw = self._raw(contig, start, end)
-        if raw.translate(None, _FINE):
-            raw = self._mend(raw, contig, start)
-        return raw.decode("ascii")
+        if not raw.translate(None, _FINE):
+            return raw
+        where = f"{self.path}: {contig}:"
+        raw, found = mend_letters(raw, where, start + 1, other_letters=self.other_letters, rna=self.rna)
+        if found and contig not in self._warned:
+            self._warned.add(contig)
+            warn("other-letters", f"{self.path}: contig {contig} holds {found}; read as N")
+        return raw
 
     def ids(self, contig, start, end):
         """Return the bases of [start, end), 0-based half-open, as token ids: (end - start,) uint8."""
@@ -119,30 +156,9 @@ class Genome:
             length = self._length(contig)
             md5 = hashlib.md5(usedforsecurity=False)
             for start in range(0, length, _DIGEST_PIECE):
-                md5.update(self._raw(contig, start, min(start + _DIGEST_PIECE, length)))
+                md5.update(self._raw(contig, start, min(start + _DIGEST_PIECE, length)).upper())
             self._digests[contig] = md5.hexdigest()
         return self._digests[contig]
-
-    def resolve(self, contig, renames=None):
-        """Return the name of a contig in this file, or None: as it stands, else through `renames`, never by a guess."""
-        if contig in self.contigs:
-            return contig
-        renamed = (renames or {}).get(contig)
-        return renamed if renamed in self.contigs else None
-
-    def alias(self, contig):
-        """Return the contig here that differs from `contig` only by convention (chr1/1, chrM/MT), or None."""
-        others = [contig[3:] if contig.startswith("chr") else "chr" + contig]
-        if contig in _MITOCHONDRION:
-            others += _MITOCHONDRION
-        return next((other for other in others if other in self.contigs), None)
-
-    def suggest(self, contig):
-        """Return the contig here that `contig` was probably meant to be, for messages, or None."""
-        if found := self.alias(contig):
-            return found
-        # Comparing with millions of names would take minutes.
-        return nearest(contig, list(self.contigs)[:2000])
 
     def check_unchanged(self):
         """Raise DataError if the file was changed or replaced since it was opened."""
@@ -161,7 +177,7 @@ class Genome:
         return self.contigs[contig]
 
     def _raw(self, contig, start, end):
-        """The letters of [start, end) as they stand, in upper case, as bytes."""
+        """The letters of [start, end) as they stand, as bytes."""
         length = self._length(contig)
         if not 0 <= start <= end <= length:
             what = f"[{start:,}, {end:,}) is outside the contig of {length:,} bp"
@@ -173,7 +189,7 @@ class Genome:
         first = offset + start // bases * width + start % bases
         last = offset + (end - 1) // bases * width + (end - 1) % bases + 1
         try:
-            raw = self._text.read(first, last - first).translate(None, b"\r\n").upper()
+            raw = self._text.read(first, last - first).translate(None, b"\r\n")
         except DataError:
             self.check_unchanged()
             raise
@@ -183,19 +199,23 @@ class Genome:
             raise DataError(what, where=f"{contig}:{start + 1}-{end}", hint="give --rebuild-index")
         return raw
 
-    def _mend(self, raw, contig, start):
-        if self.rna:
-            raw = raw.replace(b"U", b"T")
-        bad = _first_bad(raw, self.other_letters, self.rna)
-        if bad is not None:
-            what, hint = _explain_letter(raw[bad])
-            raise DataError(what, where=f"{self.path}: {contig}:{start + bad + 1}", hint=hint)
-        if contig not in self._warned:
-            self._warned.add(contig)
-            found = "".join(sorted(set(raw.translate(None, _FINE).decode("ascii"))))
-            warn("other-letters", f"{self.path}: contig {contig} holds {found}; read as N")
-        raw = raw.translate(_TO_N)
-        return re.sub(rb"[^ACGTN]", b"N", raw) if self.other_letters else raw
+
+def mend_letters(raw, where, first, *, other_letters=None, rna=False):
+    """Turn letters that are no base into N, U into T with `rna`; return the letters and which became N, as text.
+
+    raw    bytes without line ends; case is kept
+    where  what messages put before the position of a letter
+    first  position of the first letter, for messages
+    Raises DataError for what cannot be read as a base.
+    """
+    if rna:
+        raw = raw.replace(b"U", b"T").replace(b"u", b"t")
+    bad = _first_bad(raw, other_letters, rna)
+    if bad is not None:
+        what, hint = _explain_letter(raw.upper()[bad])
+        raise DataError(what, where=f"{where}{first + bad}", hint=hint)
+    found = "".join(sorted(set(raw.translate(None, _FINE).upper().decode("ascii"))))
+    return raw.translate(_TO_N), found
 
 
 def read_renames(path):
