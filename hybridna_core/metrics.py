@@ -1,0 +1,103 @@
+"""Measures of a score against known classes: numbers only.
+
+scores, classes, strata -> pairs ranked -> AUROC; clusters drawn anew -> its interval; features -> logistic regression
+"""
+
+import numpy as np
+
+
+def auroc(scores, positive, *, strata=None, weights=None):
+    """Return the chance that a positive scores above a negative, ties counting half; NaN without any pair.
+
+    scores    (n,) float
+    positive  (n,) bool
+    strata    (n,) of anything that sorts: only pairs of one stratum are compared, and each pair counts alike
+    weights   (n,) how often each counts; 1 when None
+    """
+    return float(_ranked(scores, positive, strata)(weights))
+
+
+def auroc_interval(scores, positive, clusters, *, strata=None, draws=1000, level=0.95, seed=0):
+    """Return the bounds of a bootstrap interval of `auroc`, clusters being drawn whole; NaN where no draw has a pair.
+
+    clusters  (n,) of anything that sorts, such as the gene that a variant lies in
+    level     share of the draws between the bounds
+    """
+    found = _ranked(scores, positive, strata)
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    count = int(cluster.max(initial=-1)) + 1
+    random = np.random.default_rng(seed)
+    drawn = [found(np.bincount(random.integers(count, size=count), minlength=count)[cluster]) for _ in range(draws)]
+    drawn = [value for value in drawn if not np.isnan(value)]
+    if not drawn:
+        return float("nan"), float("nan")
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _ranked(scores, positive, strata):
+    """Sort once; return a function of weights that counts the pairs won."""
+    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN")
+    _, stratum = np.unique(np.zeros(len(scores)) if strata is None else np.asarray(strata), return_inverse=True)
+    order = np.lexsort((scores, stratum))
+    sorted_scores, sorted_strata = scores[order], stratum[order]
+    changed = np.ones(len(order), dtype=bool)
+    changed[1:] = (np.diff(sorted_scores) != 0) | (np.diff(sorted_strata) != 0)
+    # One step per different score of a stratum, in order.
+    step = np.empty(len(order), dtype=np.int64)
+    step[order] = np.cumsum(changed) - 1
+    steps = int(changed.sum())
+    stratum_of_step = sorted_strata[changed]
+
+    def count(weights):
+        weights = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
+        high = np.bincount(step, weights * positive, minlength=steps)
+        low = np.bincount(step, weights * ~positive, minlength=steps)
+        lows = np.bincount(stratum_of_step, low)
+        below = np.cumsum(low) - low - (np.cumsum(lows) - lows)[stratum_of_step]
+        pairs = np.sum(np.bincount(stratum_of_step, high) * lows)
+        return np.sum(high * (below + low / 2)) / pairs if pairs else np.nan
+
+    return count
+
+
+def fit_logistic(features, positive, *, penalty=1.0, steps=50):
+    """Fit a logistic regression by Newton's method; return (features + 1,) coefficients, the constant last.
+
+    features  (n, features) float
+    penalty   half of it times the squared coefficients, the constant left out, is added to the summed loss
+    """
+    table = np.column_stack([np.asarray(features, dtype=np.float64), np.ones(len(features))])
+    truth = np.asarray(positive, dtype=np.float64)
+    ridge = np.full(table.shape[1], float(penalty))
+    ridge[-1] = 0
+    found = np.zeros(table.shape[1])
+    for _ in range(steps):
+        chance = 1 / (1 + np.exp(-np.clip(table @ found, -50, 50)))
+        slope = table.T @ (chance - truth) + ridge * found
+        # A little is added so that a constant alone can be solved for when all are of one class.
+        curve = (table.T * (chance * (1 - chance))) @ table + np.diag(ridge + 1e-9)
+        step = np.linalg.solve(curve, slope)
+        # Newton's steps overshoot where the classes are told apart completely.
+        found -= step * min(1.0, 10.0 / max(np.abs(step).max(), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            break
+    return found
+
+
+def cross_validate(features, positive, clusters, *, folds=5, penalty=1.0, seed=0):
+    """Return the log-odds of each row by a logistic regression that saw no row of its cluster's fold. (n,) float64"""
+    features = np.asarray(features, dtype=np.float64)
+    positive = np.asarray(positive, dtype=bool)
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    count = int(cluster.max(initial=-1)) + 1
+    fold = np.random.default_rng(seed).permutation(count)[cluster] % folds
+    found = np.zeros(len(features))
+    for number in range(folds):
+        here = fold == number
+        if here.any():
+            weights = fit_logistic(features[~here], positive[~here], penalty=penalty)
+            found[here] = features[here] @ weights[:-1] + weights[-1]
+    return found
