@@ -192,7 +192,7 @@ def sha256(path):
 def write_manifest(folder, *, about=None):
     """Fsync every file of a folder, then write `manifest.json` with size and SHA-256 of each, last of all.
 
-    The manifest is the mark of completeness: a folder without it was not finished.
+    The manifest is the mark of completeness: a folder without it was not finished. It holds a digest of itself.
     """
     folder = Path(folder)
     files = {}
@@ -202,6 +202,7 @@ def write_manifest(folder, *, about=None):
     for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         sync_folder(path)
     table = {"format": FORMAT_VERSION, "hybridna": version(), **(about or {}), "files": files}
+    table["digest"] = _digest(table)
     temporary = folder / f".{MANIFEST}.partial"
     write_json(temporary, table)
     os.rename(temporary, folder / MANIFEST)
@@ -224,6 +225,9 @@ def verify_manifest(folder):
     check_inside(path, folder)
     table = _read_manifest(path)
     _check_format(table.get("format"), table.get("hybridna"), path)
+    # Manifests of the first release have no digest, and these keys alone.
+    if table.get("digest") != _digest(table) and table.keys() != {"format", "hybridna", "files"}:
+        raise ModelError("the manifest is damaged (its digest differs)", where=path, hint=hint_for(None))
     for name, due in table["files"].items():
         file = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -258,6 +262,12 @@ def _read_manifest(path):
     ):
         raise ModelError("the manifest is damaged (no list of files)", where=path, hint=hint_for(None))
     return table
+
+
+def _digest(table):
+    """Return the SHA-256 of what a manifest says, spacing aside."""
+    plain = {key: value for key, value in table.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _check_format(number, written_by, where):

@@ -4,6 +4,7 @@ random toy model -> save_model -> folder, damaged in one way -> load_model -> er
 """
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -61,6 +62,16 @@ def edit_json(path, change):
     change(table)
     path.write_text(json.dumps(table), "utf-8")
     write_manifest(path.parent)
+
+
+def seal(folder, change):
+    """Let `change` alter the manifest's table of files; the manifest stays as whole as an honest one."""
+    path = folder / "manifest.json"
+    table = json.loads(path.read_text())
+    change(table["files"])
+    del table["digest"]
+    table["digest"] = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(table))
 
 
 def edit_weights(folder, change):
@@ -315,6 +326,26 @@ class TestNotAModel:
             (folder / name).write_bytes(raw)
             refused(folder, 4, f"{name}: checksum differs from the manifest")
             raw[place] ^= 4
+
+    def test_d5_a_flipped_bit_in_any_byte_of_the_manifest(self, folder):
+        path = folder / "manifest.json"
+        raw = bytearray(path.read_bytes())
+        for place in range(len(raw)):
+            raw[place] ^= 1 << place % 8
+            path.write_bytes(raw)
+            with pytest.raises(ModelError):
+                verify_manifest(folder)
+            raw[place] ^= 1 << place % 8
+        path.write_bytes(raw)
+        verify_manifest(folder)
+
+    def test_manifests_of_the_first_release_have_no_digest(self, folder):
+        path = folder / "manifest.json"
+        table = json.loads(path.read_text())
+        assert list(table) == ["format", "hybridna", "files", "digest"]
+        del table["digest"]
+        path.write_text(json.dumps(table))
+        verify_manifest(folder)
 
     def test_d5_a_zeroed_page(self, folder):
         path = folder / "model.safetensors"
@@ -652,22 +683,16 @@ class TestLinksAndPermissions:
         )
 
     def test_a_manifest_that_names_files_outside(self, folder):
-        table = json.loads((folder / "manifest.json").read_text())
         for name in ("../toy/config.json", "/etc/hostname"):
-            table["files"] = {name: {"size": 1, "sha256": "0"}}
-            (folder / "manifest.json").write_text(json.dumps(table))
+            seal(folder, lambda files, name=name: (files.clear(), files.update({name: {"size": 1, "sha256": "0"}})))
             refused(folder, 4, f"manifest.json: names '{name}', which leads out of the folder")
 
     def test_weights_that_the_manifest_does_not_list(self, folder):
-        table = json.loads((folder / "manifest.json").read_text())
-        del table["files"]["model.safetensors"]
-        (folder / "manifest.json").write_text(json.dumps(table))
+        seal(folder, lambda files: files.pop("model.safetensors"))
         refused(folder, 4, "model.safetensors is not in the manifest")
 
     def test_config_that_the_manifest_does_not_list(self, folder):
-        table = json.loads((folder / "manifest.json").read_text())
-        del table["files"]["config.json"]
-        (folder / "manifest.json").write_text(json.dumps(table))
+        seal(folder, lambda files: files.pop("config.json"))
         refused(folder, 4, "config.json is not in the manifest")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser reads everything")
