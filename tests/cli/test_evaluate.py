@@ -51,10 +51,31 @@ def test_table_and_summary(call, tmp_path):
     code, out, _ = call("--summary-json", "s.json")
     assert code == 0
     header, row = (line.split("\t") for line in out.splitlines())
-    assert header == ["set", "bases", "model", "best_markov", "best_order", "order_0", "order_1", "order_2"]
-    assert row[:2] == ["ant", "200"] and all(math.isfinite(float(cell)) for cell in row[2:])
-    (one,) = json.loads((tmp_path / "s.json").read_text())["sets"]
-    assert one["bases"] == 200 and f"{one['model']:.4f}" == row[2]
+    baselines = ["best_markov", "best_order", "compressor", "by", "adaptive", "order_0", "order_1", "order_2"]
+    assert header == ["set", "bases", "model", *baselines]
+    cells = dict(zip(header, row, strict=True))
+    assert (cells.pop("set"), cells["bases"]) == ("ant", "200") and cells.pop("by").startswith("xz of ")
+    assert all(math.isfinite(float(cell)) for cell in cells.values())
+    summary = json.loads((tmp_path / "s.json").read_text())
+    (one,) = summary["sets"]
+    assert one["bases"] == 200 and f"{one['model']:.4f}" == cells["model"]
+    assert summary["gain"] == pytest.approx(one["best_markov"] - one["model"]) and summary["tokens_per_second"] > 0
+
+
+def test_markdown_and_output_rules(call, tmp_path):
+    code, out, _ = call()
+    assert call("-o", "t.md")[:2] == (code, "") and call("-o", "t.tsv")[:2] == (0, "")
+    assert (tmp_path / "t.tsv").read_text() == out
+    rows = [line.strip("| ").split(" | ") for line in (tmp_path / "t.md").read_text().splitlines()]
+    assert [rows[0], *rows[2:]] == [line.split("\t") for line in out.splitlines()]
+    assert set(rows[1]) == {"---"} and len(rows[1]) == len(rows[0])
+    code, _, err = call("-o", "t.md")
+    assert code == 2 and "t.md: the output exists already" in err
+    assert call("-o", "t.md", "--force")[0] == 0
+    code, _, err = call("-o", "t.csv")
+    assert code == 2 and "end it in .tsv or .md" in err
+    code, _, err = call("-o", "run.toml", "--force")
+    assert code == 2 and "is the input" in err
 
 
 @pytest.mark.parametrize(
@@ -62,6 +83,7 @@ def test_table_and_summary(call, tmp_path):
     [
         (["--max-order", "13"], 2, "--max-order: is 13, must be 0 to 12"),
         (["--max-order", "-1"], 2, "--max-order: is -1"),
+        (["--limit", "0"], 2, "--max-bases: is 0, must be at least 1"),
         (["--max-bases", "0"], 2, "--max-bases: is 0, must be at least 1"),
         (["--window", "0"], 2, "--window: is 0, must be at least 1"),
         (["--window", "65"], 2, "--window: is 65, but this model reads 64 bases at once"),

@@ -44,13 +44,15 @@ def test_windows_count_each_base_once():
         def __init__(self, n):
             self.ids = np.zeros(n, dtype=np.uint8)
 
-    for lengths in ([100], [10], [7, 23, 64], [1]):
+    for window, lengths in itertools.product((1, 2, 9, 10, 11), ([100], [10], [11], [7, 23, 64], [1])):
         stretches = [Stretch(n) for n in lengths]
         seen = [np.zeros(n, dtype=int) for n in lengths]
-        for which, start in evaluate.choose_windows(stretches, 10):
-            first, end = evaluate.counted(start, lengths[which], 10)
+        for which, start in evaluate.choose_windows(stretches, window):
+            first, end = evaluate.counted(start, lengths[which], window)
+            # Half a window at least is read before what is counted.
+            assert start == 0 or first - start >= window // 2
             seen[which][first:end] += 1
-        assert all((s == 1).all() for s in seen)
+        assert all((s == 1).all() for s in seen), (window, lengths)
 
 
 def test_fewer_windows_are_spread_evenly():
@@ -94,4 +96,5 @@ def test_markov_models_learn_a_repeat_that_a_new_network_does_not(run_file):
     assert one.bases == 420
     assert one.markov[0] > 1.5 and one.best_markov[1] < 0.3
     assert one.model == pytest.approx(2.0, abs=0.2)
+    assert one.compressor < 1.0 and one.adaptive < 0.5
     assert found.to_dict()["sets"][0]["best_markov_order"] == one.best_markov[0]
