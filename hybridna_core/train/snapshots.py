@@ -4,16 +4,27 @@ model, optimiser, position -> folder beside -> manifest -> rename -> verified ->
 """
 
 import contextlib
+import logging
 import os
+import re
+import secrets
 import shutil
 import socket
 from pathlib import Path
 
-from hybridna_core.checkpoint import atomic_folder, sync_folder, verify_manifest, write_json, write_tensors
+from hybridna_core.checkpoint import (
+    atomic_folder,
+    sync_folder,
+    system_fault,
+    verify_manifest,
+    write_json,
+    write_tensors,
+)
 from hybridna_core.config import read_json
 from hybridna_core.data.inputs import warn
 from hybridna_core.errors import HybriDNAError, ModelError, SystemFault, UsageError
-from hybridna_core.train.optim import optimizer_tensors, restore_optimizer
+from hybridna_core.train.optim import restore_optimizer
+from hybridna_core.train.parallel import ALONE
 
 try:
     import fcntl
@@ -21,11 +32,18 @@ except ImportError:  # not a POSIX system
     fcntl = None
 
 
+log = logging.getLogger("hybridna")
+
+# What a run needs room for beside its tensors: position, manifest, log.
+SLACK_BYTES = 2**20
+
+
 @contextlib.contextmanager
 def hold_folder(folder):
     """Make the folder of a run and keep other runs out of it; raise UsageError naming the holder, or SystemFault.
 
-    The lock is the system's own, so it ends with the process, however that ends.
+    The lock is the system's own, so it ends with the process, however that ends. Where the system knows no locks,
+    the process named in the file counts as long as it is there.
     """
     folder = Path(folder)
     try:
@@ -35,52 +53,124 @@ def hold_folder(folder):
         raise SystemFault(error.strerror or str(error), where=folder) from None
     with handle:
         _lock(handle, folder)
-        # What a killed run was writing; no one else writes here now.
+        # What a killed run was writing or deleting; no one else writes here now.
         for left in (folder / "snapshots").glob(".hybridna-*"):
             shutil.rmtree(left, ignore_errors=True)
-        yield
+        try:
+            yield
+        finally:
+            _write_holder(handle, "")
 
 
 def _lock(handle, folder):
-    if fcntl is None:
-        return
+    handle.seek(0)
+    holder = handle.read(200).strip()
+    hint = "wait for it, or give another output folder"
     try:
+        if fcntl is None:
+            raise OSError("no locks on this system")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read(200).strip() or "another process"
-        hint = "wait for it, or give another output folder"
-        raise UsageError(f"{holder} is training in this folder", where=folder, hint=hint) from None
+        what = f"{holder or 'another process'} is training in this folder"
+        raise UsageError(what, where=folder, hint=hint) from None
     except OSError:
         # Some network file systems know no locks.
-        return
+        if _may_live(holder):
+            hint = f"if that run is gone, delete {folder / 'lock'}"
+            raise UsageError(f"{holder} is training in this folder", where=folder, hint=hint) from None
+    if holder:
+        log.info("%s trained in this folder and is gone; its lock is stale", holder)
+    _write_holder(handle, f"process {os.getpid()} on {socket.gethostname()}\n")
+
+
+def _write_holder(handle, text):
     # A full disk is told of by the first snapshot.
     with contextlib.suppress(OSError):
         handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        handle.write(text)
         handle.flush()
 
 
-def save_snapshot(folder, model, optimizer, position, *, keep):
+def _may_live(holder):
+    """Say whether the process that a lock names may still be there: surely not when it is of this host and gone."""
+    found = re.fullmatch(r"process (\d+) on (.+)", holder)
+    if found is None:
+        return False
+    if found[2] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(found[1]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return int(found[1]) != os.getpid()
+
+
+def snapshot_bytes(model):
+    """Return the bytes of one snapshot of a model in AdamW: the weights and two moments of each."""
+    return 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + SLACK_BYTES
+
+
+def check_space(folder, model, *, keep):
+    """Raise SystemFault, naming bytes needed and free, if a run's snapshots and finished model will not fit.
+
+    One more snapshot than are kept stands there for a moment; what is there already needs no more room.
+    """
+    folder = Path(folder)
+    one = snapshot_bytes(model)
+    there = sum(p.stat().st_size for p in (folder / "snapshots").rglob("*") if p.is_file())
+    _check_free(folder, max(one, (keep + 1) * one - there) + one // 3, "the run's snapshots and model")
+
+
+def _check_free(folder, needed, what):
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise system_fault(error, folder) from None
+    if free < needed:
+        what = f"the disk is too full: {what} need {needed:,} bytes, {free:,} are free"
+        raise SystemFault(what, where=folder, hint="free some space, then rerun")
+
+
+def save_snapshot(folder, model, optimizer, position, *, keep, world=ALONE):
     """Write `folder/step-N` whole, check it, then delete all but the newest `keep`; position holds `step`.
 
     What stands at this step or a later one was passed over as damaged when the run went on from an earlier one.
+    Every process of the run calls it, and the first one writes: the same files however the model is split.
     """
-    folder = Path(folder)
+    weights, moments = world.whole_weights(model), world.whole_moments(optimizer, model)
+    with world.together():
+        if world.is_first:
+            return _write_snapshot(Path(folder), weights, moments, position, keep)
+
+
+def _write_snapshot(folder, weights, moments, position, keep):
     target = folder / f"step-{position['step']:09d}"
     for step, path in _by_step(folder):
         if step >= position["step"]:
             shutil.rmtree(path, ignore_errors=True)
     # Tied weights are one parameter under two names; safetensors refuses to write both.
     with atomic_folder(target) as temporary:
-        write_tensors(temporary / "model.safetensors", dict(model.named_parameters()))
-        write_tensors(temporary / "optimizer.safetensors", optimizer_tensors(optimizer, model))
+        write_tensors(temporary / "model.safetensors", weights)
+        write_tensors(temporary / "optimizer.safetensors", moments)
         write_json(temporary / "position.json", position)
-    verify_manifest(target)
-    for _, old in _by_step(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    sync_folder(folder)
+    try:
+        verify_manifest(target)
+        for _, old in _by_step(folder)[:-keep]:
+            _discard(old)
+        sync_folder(folder)
+    except OSError as error:
+        raise system_fault(error, target) from error
     return target
+
+
+def _discard(path):
+    """Delete a snapshot; it loses its name first, so that none is ever there in part."""
+    gone = path.parent / f".hybridna-{os.getpid()}-{secrets.token_hex(4)}.old"
+    with contextlib.suppress(OSError):
+        os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def find_snapshot(folder):
@@ -105,18 +195,19 @@ def find_snapshot(folder):
     return None, None
 
 
-def restore_snapshot(path, model, optimizer):
-    """Put the weights and the optimiser's state of a snapshot back, bit for bit."""
+def restore_snapshot(path, model, optimizer, world=ALONE):
+    """Put the weights and the optimiser's state of a snapshot back, bit for bit, or this process's share of them."""
     import torch
     from safetensors.torch import load_file
 
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, value in load_file(path / "model.safetensors").items():
+        for name, value in sorted(load_file(path / "model.safetensors").items()):
             # Snapshots of tied weights may hold the second name too.
             if name in parameters:
-                parameters[name].copy_(value)
-    restore_optimizer(optimizer, model, load_file(path / "optimizer.safetensors"))
+                parameters[name].copy_(world.own_weight(value, parameters[name]))
+    moments = world.own_moments(load_file(path / "optimizer.safetensors"), optimizer, model)
+    restore_optimizer(optimizer, model, moments)
 
 
 def _by_step(folder):
