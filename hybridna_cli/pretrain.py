@@ -38,6 +38,14 @@ def pretrain(
     other_letters: OtherLetters = None,
     rna: Rna = False,
     allow_missing_eof: AllowMissingEof = False,
+    exclude_bed: Annotated[
+        str | None,
+        typer.Option(
+            "--exclude-bed", metavar="FILE", show_default=False,
+            help="BED of regions never read, by contig name in every species.",
+        ),
+    ] = None,
+    new_data: Annotated[bool, typer.Option("--new-data", help="Go on though the genomes changed.")] = False,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
 ):  # fmt: skip
@@ -51,7 +59,8 @@ def pretrain(
     with reporting("pretrain", quiet, summary_json) as report:
         found = core.pretrain(
             run, output=output, set=set or (), device=device, dry_run=dry_run, rebuild_index=rebuild_index,
-            other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof, progress=report.progress,
+            other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof, exclude_bed=exclude_bed,
+            new_data=new_data, progress=report.progress,
         )  # fmt: skip
         report.summary = found
     if dry_run:

@@ -112,7 +112,8 @@ def build(cls, table, where):
     """
     if not isinstance(table, dict):
         raise UsageError(f"must be a table, not {type(table).__name__}", where=where)
-    known = {f.name: f for f in fields(cls)}
+    # A key that is a word of Python has a field of another name.
+    known = {f.metadata.get("key", f.name): f for f in fields(cls)}
     for key in table:
         if key not in known:
             close = nearest(key, known)
@@ -123,7 +124,7 @@ def build(cls, table, where):
     if missing:
         raise UsageError(f"key {missing[0]!r} is missing", where=where)
     hints = typing.get_type_hints(cls)
-    values = {k: _convert(v, hints[k], f"{where}: {k}") for k, v in table.items()}
+    values = {known[k].name: _convert(v, hints[known[k].name], f"{where}: {k}") for k, v in table.items()}
     try:
         return cls(**values)
     except UsageError as error:

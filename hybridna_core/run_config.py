@@ -4,22 +4,27 @@ run file (TOML) -> overrides -> preset filled in -> RunConfig, checked once, at 
 """
 
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from hybridna_core.config import ModelConfig, build, check_types, preset, require
 from hybridna_core.errors import SystemFault, UsageError, nearest
 
 TOML_BYTES_LIMIT = 8 * 2**20
+MIXTURES = ("size", "class", "weights")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
 class SpeciesConfig:
     """One genome of the training mixture.
 
-    weight   share of the windows, before normalising; None: from its size, see MixtureConfig
-    valid    ["all"], or region strings (a contig, or contig:beg-end, 1-based inclusive) held out for validation
-    exclude  region strings never read at all
+    weight       share of the windows, before normalising; None: from its size, see MixtureConfig
+    valid        ["all"], or region strings (a contig, or contig:beg-end, 1-based inclusive) held out for validation
+    exclude      region strings never read at all
+    class_       `class` in the file: the group whose share of the windows it takes part in, see MixtureConfig
+    valid_bed    BED file of regions held out, beside `valid`
+    exclude_bed  BED file of regions never read, beside `exclude`
     """
 
     name: str
@@ -27,33 +32,59 @@ class SpeciesConfig:
     weight: float | None = None
     valid: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    class_: str | None = field(default=None, metadata={"key": "class"})
+    valid_bed: str | None = None
+    exclude_bed: str | None = None
 
     def __post_init__(self):
         check_types(self)
         require(self.name.strip(), "name", self.name, "a text that is not empty")
         require(self.fasta.strip(), "fasta", self.fasta, "the path of a FASTA file")
         require(self.weight is None or self.weight > 0, "weight", self.weight, "above 0")
+        require(self.class_ is None or self.class_.strip(), "class", self.class_, "a text that is not empty")
+        for name in ("valid_bed", "exclude_bed"):
+            value = getattr(self, name)
+            require(value is None or value.strip(), name, value, "the path of a BED file")
+        require(
+            not (self.valid == ("all",) and self.valid_bed),
+            "valid_bed",
+            self.valid_bed,
+            'left out with valid = ["all"]',
+        )
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """How windows are shared among species: by training bases to a power, and capped at a number of passes.
+    """How windows are shared among species, each read at most a number of passes.
 
+    by                  size: by training bases to a power, where a species' weight does not say otherwise; class: by
+                        `classes` among classes, inside each as by size; weights: by the species' weights alone
+    classes             share of each class, before normalising
     max_unknown         largest share of unknown bases in a window
     reverse_complement  share of the windows that are read as their reverse complement
+    soft_masked_weight  weight of lower-case bases in the loss; 0 skips them
     """
 
     power: float = 0.7
     max_passes: float = 15.0
     max_unknown: float = 0.05
     reverse_complement: float = 0.5
+    by: str = "size"
+    classes: dict[str, float] = field(default_factory=dict)
+    soft_masked_weight: float = 1.0
 
     def __post_init__(self):
         check_types(self)
         require(self.power >= 0, "power", self.power, "0 or more")
         require(self.max_passes > 0, "max_passes", self.max_passes, "above 0")
-        for name in ("max_unknown", "reverse_complement"):
+        for name in ("max_unknown", "reverse_complement", "soft_masked_weight"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        require(self.by in MIXTURES, "by", self.by, f"one of {', '.join(MIXTURES)}")
+        for name, share in self.classes.items():
+            is_number = type(share) in (int, float) and 0 < share < float("inf")
+            require(is_number, f"classes.{name}", share, "a number above 0")
+        require((self.by == "class") == bool(self.classes), "classes", self.classes,
+                "a share for each class, and given only with by = \"class\"")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +110,9 @@ class OptimConfig:
 
     final_lr           learning rate at the very end, as a share of lr
     clip               norm that gradients are cut down to
-    microbatch_tokens  tokens read at once; a window longer than that is read alone
+    microbatch_tokens  tokens that a rank reads at once; a window longer than that is read alone
+    precision          fp32, bf16 (matrix products in bfloat16, weights and sums in float32), or auto: bf16 on a GPU
+    checkpoint_activations  compute each block again on the way back rather than keep what it computed
     """
 
     lr: float = 1e-3
@@ -90,9 +123,12 @@ class OptimConfig:
     final_lr: float = 0.1
     clip: float = 1.0
     microbatch_tokens: int = 2048
+    precision: str = "auto"
+    checkpoint_activations: bool = False
 
     def __post_init__(self):
         check_types(self)
+        require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         require(self.lr > 0, "lr", self.lr, "above 0")
         require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)")
         require(self.eps > 0, "eps", self.eps, "above 0")
@@ -133,7 +169,10 @@ class ValidConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One pretraining run, as its TOML file says it. `model` is a preset's name with changed fields beside it."""
+    """One pretraining run, as its TOML file says it. `model` is a preset's name with changed fields beside it.
+
+    init  model folder, or the name of a bundled model, whose weights the run begins with; empty: drawn
+    """
 
     model: ModelConfig
     species: tuple[SpeciesConfig, ...]
@@ -141,6 +180,7 @@ class RunConfig:
     output: str = ""
     name: str = "run"
     seed: int = 0
+    init: str = ""
     mixture: MixtureConfig = MixtureConfig()
     optim: OptimConfig = OptimConfig()
     save: SaveConfig = SaveConfig()
@@ -158,6 +198,7 @@ class RunConfig:
         for file in files:
             # What one table holds out the other would train on.
             require(files.count(file) == 1, "species", file, "the FASTA of one table only")
+        self._check_mixture()
         # Labels come with fine-tuning; a finished model is saved with the tokenizer of bases alone.
         vocabulary = ModelConfig.vocab_size
         require(self.model.vocab_size == vocabulary, "model.vocab_size", self.model.vocab_size, vocabulary)
@@ -165,6 +206,21 @@ class RunConfig:
             limit = self.model.context_length
             require(stage.context_length <= limit, f"stage[{i}].context_length", stage.context_length,
                      f"at most the model's max_position_embeddings ({limit})")  # fmt: skip
+
+    def _check_mixture(self):
+        """Raise UsageError unless every species has what the mixture goes by, and every class a species."""
+        classes = self.mixture.classes
+        for i, one in enumerate(self.species):
+            if self.mixture.by == "weights":
+                require(
+                    one.weight is not None, f"species[{i}].weight", one.weight, 'given, with mixture.by = "weights"'
+                )
+            if self.mixture.by == "class":
+                allowed = f"one of mixture.classes ({', '.join(classes)})"
+                require(one.class_ in classes, f"species[{i}].class", one.class_, allowed)
+        for name in classes:
+            present = any(one.class_ == name for one in self.species)
+            require(present, f"mixture.classes.{name}", classes[name], "the share of a class that some species has")
 
 
 def read_run(path, overrides=()):
@@ -180,9 +236,17 @@ def read_run(path, overrides=()):
     if isinstance(table.get("model"), dict):
         table["model"] = _fill_model(table["model"], f"{path}: model")
     run = build(RunConfig, table, str(path))
-    species = tuple(replace(s, fasta=str(path.parent / s.fasta)) for s in run.species)
+    species = tuple(_resolve(s, path.parent) for s in run.species)
     output = str(path.parent / run.output) if run.output else ""
-    return replace(run, species=species, output=output)
+    # A bare word may be the name of a bundled model.
+    init = str(path.parent / run.init) if (path.parent / run.init).is_dir() and run.init else run.init
+    return replace(run, species=species, output=output, init=init)
+
+
+def _resolve(species, folder):
+    """Make the paths of a species relative to no folder but the one given."""
+    paths = {name: getattr(species, name) for name in ("fasta", "valid_bed", "exclude_bed")}
+    return replace(species, **{name: str(folder / path) for name, path in paths.items() if path is not None})
 
 
 def parse_toml(path):

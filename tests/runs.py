@@ -70,10 +70,13 @@ def lay_out(folder, text=TINY_RUN):
     return folder / "run.toml"
 
 
+SPEEDS = ("tokens_per_second", "loader_share")
+
+
 def log_lines(folder):
-    """Lines of a run's log, without the speed, which no two runs share."""
+    """Lines of a run's log, without the speeds, which no two runs share."""
     entries = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in entries]
+    return [{k: v for k, v in entry.items() if k not in SPEEDS} for entry in entries]
 
 
 def outcome(folder):
@@ -84,7 +87,7 @@ def outcome(folder):
     # The digest of this part knows where the genomes lie.
     del position["run"]["species"]
     files = [newest / "model.safetensors", newest / "optimizer.safetensors", folder / "model" / "model.safetensors",
-             folder / "model" / "training.json"]  # fmt: skip
+             folder / "model" / "training.json", folder / "model" / "ledger.tsv", folder / "ledger.tsv"]  # fmt: skip
     return {
         "position": position, "log": log_lines(folder), **{"/".join(f.parts[-2:]): f.read_bytes() for f in files}
     }  # fmt: skip

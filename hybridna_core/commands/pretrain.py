@@ -64,7 +64,7 @@ class PretrainPlan(NamedTuple):
 
 def pretrain(
     run, *, output=None, set=(), device="auto", dry_run=False, rebuild_index=False, other_letters=None, rna=False,
-    allow_missing_eof=False, progress=None,
+    allow_missing_eof=False, exclude_bed=None, new_data=False, progress=None,
 ):  # fmt: skip
     """Train a model as a run file says; go on from the last snapshot when there is one.
 
@@ -72,6 +72,8 @@ def pretrain(
     output    folder of the run (snapshots, log, finished model); the file's own `output` when None
     set       overrides such as `optim.lr=2e-3`
     dry_run   read the configuration and the genomes, report what would be done, train and write nothing
+    exclude_bed  BED file of regions that are never read, by contig name in every species
+    new_data     go on though the genomes' content, or what is held out or excluded, changed since the run began
     progress  called with steps done, steps in all and note=, a text
     rebuild_index, other_letters, rna, allow_missing_eof: as `open_genome` has them, for every FASTA of the run
     Returns a PretrainSummary, or a PretrainPlan of a dry run. A run that is finished is not trained again.
@@ -88,8 +90,9 @@ def pretrain(
     _check_folder(folder)
 
     from hybridna_core.checkpoint import check_target, choose_device, save_model
-    from hybridna_core.data.corpus import load_species
+    from hybridna_core.data.corpus import check_exclusions, load_species, read_exclusions
     from hybridna_core.model.hybrid import HybridLM, count_parameters
+    from hybridna_core.train.ledger import spell_ledger
     from hybridna_core.train.loop import train
     from hybridna_core.train.optim import make_optimizer
     from hybridna_core.train.snapshots import find_snapshot, hold_folder, restore_snapshot
@@ -97,12 +100,15 @@ def pretrain(
     target = choose_device(device)
     reading = {"rebuild_index": rebuild_index, "other_letters": other_letters, "rna": rna,
                "allow_missing_eof": allow_missing_eof}  # fmt: skip
-    species = [load_species(s, **reading) for s in run.species]
+    exclusions = None if exclude_bed is None else read_exclusions(exclude_bed)
+    species = [load_species(s, exclude=exclusions, scan=dry_run, **reading) for s in run.species]
+    if exclusions is not None:
+        check_exclusions(exclude_bed, exclusions, species)
     corpora = make_corpora(run, species)
     _warn_of_traps(run, species)
     parameters = count_parameters(run.model)
     steps, tokens = sum(s.steps for s in run.stage), _tokens(run)
-    memory = estimate_memory(run, parameters, species if target.type == "cpu" else ())
+    memory = estimate_memory(run, parameters)
     free = free_bytes(target)
     if free is not None and memory > free:
         warn("memory", f"about {spell_bytes(memory)} of memory are needed, {spell_bytes(free)} are free")
@@ -116,7 +122,7 @@ def pretrain(
         snapshot, position = find_snapshot(folder / "snapshots")
         fingerprint = _fingerprint(run, species)
         if position is not None:
-            _check_unchanged(position["run"], fingerprint, folder)
+            _check_unchanged(position["run"], fingerprint, folder, run, species, new_data)
             measured = _measured(finished) if position["step"] == steps else None
             if measured is not None:
                 log.info("finished already; nothing is left to train")
@@ -127,7 +133,7 @@ def pretrain(
         else:
             if (folder / "log.jsonl").exists():
                 log.info("no snapshot was written yet; starting from step 0")
-            position = {"step": 0, "seen": {s.name: 0 for s in species}, "run": fingerprint}
+            position = {"step": 0, "seen": {s.name: 0 for s in species}, "ledger": {}, "run": fingerprint}
         model = HybridLM(run.model, device=target, seed=run.seed)
         optimizer = make_optimizer(model, run.optim)
         if snapshot is not None:
@@ -136,7 +142,8 @@ def pretrain(
                                    progress=progress)  # fmt: skip
         model.name = run.name
         record = {"seen_bases": position["seen"], "valid": measured, "set": overrides}
-        extra = {"run.toml": run_file, "training.json": json.dumps(record, indent=2) + "\n"}
+        ledger = spell_ledger(position["ledger"], species)
+        extra = {"run.toml": run_file, "ledger.tsv": ledger, "training.json": json.dumps(record, indent=2) + "\n"}
         save_model(finished, model, extra_files=extra, force=True)
     return PretrainSummary(str(finished), steps, tokens, parameters, measured, time.monotonic() - started)
 
@@ -146,10 +153,12 @@ def make_corpora(run, species):
     from hybridna_core.data.corpus import Corpus
 
     mixture, weights = run.mixture, [s.weight for s in run.species]
+    classes = [s.class_ for s in run.species] if mixture.by == "class" else None
     return [
         Corpus(species, bases=_window_bases(run, stage), tokens=_tokens(run), seed=run.seed, stage=number,
                power=mixture.power, max_passes=mixture.max_passes, weights=weights, max_unknown=mixture.max_unknown,
-               reverse_share=mixture.reverse_complement)
+               reverse_share=mixture.reverse_complement, classes=classes, class_shares=mixture.classes,
+               soft_masked_weight=mixture.soft_masked_weight)
         for number, stage in enumerate(run.stage)
     ]  # fmt: skip
 
@@ -166,8 +175,8 @@ def plan_species(run, species, corpora):
     )
 
 
-def estimate_memory(run, parameters, species):
-    """Estimate the bytes that training takes: weights, gradients, two moments, activations, genomes, torch itself."""
+def estimate_memory(run, parameters):
+    """Estimate the bytes that training takes: weights, gradients, two moments, activations, torch itself."""
     config = run.model
     at_once = max(
         max(1, min(s.batch_tokens, run.optim.microbatch_tokens) // s.context_length) * s.context_length
@@ -177,8 +186,7 @@ def estimate_memory(run, parameters, species):
     mlp = 4 * config.intermediate_size
     mamba = 6 * config.hidden_size + 19 * config.mamba_width + 18 * config.mamba_n_groups * config.mamba_d_state
     per_token = sum(mlp + (mamba if kind == "mamba" else 10 * config.hidden_size) for kind in config.layer_types)
-    genomes = sum(len(s.ids) for one in species for s in one.train + one.valid)
-    return int(16 * parameters + 1.25 * 4 * per_token * at_once + genomes + 350 * 2**20)
+    return int(16 * parameters + 1.25 * 4 * per_token * at_once + 350 * 2**20)
 
 
 def _check_folder(folder):
@@ -194,7 +202,7 @@ def _check_folder(folder):
 
 def _warn_of_traps(run, species):
     """Warn of what runs to its end and still comes to nothing."""
-    from hybridna_core.data.corpus import validation_windows
+    from hybridna_core.data.corpus import validation_starts
 
     steps = sum(s.steps for s in run.stage)
     if run.optim.warmup_steps >= steps:
@@ -203,7 +211,7 @@ def _warn_of_traps(run, species):
     for number, stage in enumerate(run.stage):
         bases = _window_bases(run, stage)
         for one in species:
-            if one.valid and not len(validation_windows(one, bases, 1)):
+            if len(one.valid) and not len(validation_starts(one, bases)):
                 what = f"{one.name}: nothing is measured in stage {number}, no held-out window of {bases:,} known bases"
                 warn("nothing-measured", what)
 
@@ -233,27 +241,60 @@ def _measured(folder):
 def _fingerprint(run, species):
     """Digest what must stay the same from start to resume: parts of the run file, and the genomes' content."""
     table = dataclasses.asdict(run)
+    for part, configs in (("mixture", [run.mixture]), ("species", run.species)):
+        found = [{k: v for k, v in dataclasses.asdict(c).items() if not _is_unset(c, k)} for c in configs]
+        table[part] = found[0] if part == "mixture" else found
     parts = {k: hashlib.sha256(json.dumps(table[k], sort_keys=True).encode()).hexdigest()[:16] for k in FIXED}
     data = hashlib.sha256()
+    masked = run.mixture.soft_masked_weight != 1
     for config, one in zip(run.species, species, strict=True):
-        for stretch in one.train + one.valid:
+        data.update(repr((one.name, config.weight, config.class_)).encode())
+        data.update(one.fingerprint(masked).encode())
+    return {**parts, "genomes": data.hexdigest()[:16]}
+
+
+# Keys of later releases; a run that leaves them out is the run it was before.
+LATER = ("class_", "valid_bed", "exclude_bed", "by", "classes", "soft_masked_weight")
+
+
+def _is_unset(config, name):
+    """Tell whether a key of a later release stands at its default, which is what earlier releases did."""
+    if name not in LATER:
+        return False
+    (field,) = [f for f in dataclasses.fields(config) if f.name == name]
+    default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+    return getattr(config, name) == default
+
+
+def _early_data(run, species):
+    """Digest the genomes' content as early releases did, which read all of it."""
+    data = hashlib.sha256()
+    for config, one in zip(run.species, species, strict=True):
+        for stretch in [*one.train, *one.valid]:
             place = (one.name, config.weight, stretch.contig, stretch.start, stretch.end)
             data.update(repr(place).encode())
-            data.update(stretch.ids)
-    return {**parts, "data": data.hexdigest()[:16]}
+            for at in range(0, len(stretch.ids), 2**24):
+                data.update(stretch.ids[at : at + 2**24])
+    return data.hexdigest()[:16]
 
 
-def _check_unchanged(before, now, folder):
+def _check_unchanged(before, now, folder, run, species, new_data=False):
     """Compare fingerprints; raise UsageError for a changed configuration, DataError for changed genomes."""
     changed = [k for k in FIXED if before.get(k) != now[k]]
-    # Snapshots of early releases know the genomes by their paths alone.
-    same_data = before.get("data", now["data"]) == now["data"]
-    if "data" in before and same_data and "species" in changed:
+    knows_data = "genomes" in before or "data" in before
+    if "genomes" in before:
+        same_data = before["genomes"] == now["genomes"]
+    else:
+        # Snapshots of the first release know the genomes by their paths alone.
+        same_data = "data" not in before or before["data"] == _early_data(run, species)
+    if "species" in changed and knows_data and (same_data or new_data):
         # Only the paths are others: the genomes were moved.
         changed.remove("species")
     if changed:
         raise UsageError(f"{', '.join(changed)} changed since the run began", where=folder,
                          hint="undo the change, or give another output folder")  # fmt: skip
-    if not same_data:
+    if not same_data and new_data:
+        warn("new-data", "the genomes' content changed since the run began; going on with what they are now")
+    elif not same_data:
         raise DataError("the genomes' content changed since the run began", where=folder,
-                        hint="put the old files back, or give another output folder")  # fmt: skip
+                        hint="put the old files back, or give another output folder, or --new-data")  # fmt: skip

@@ -71,7 +71,7 @@ def failing(*steps):
 
 def test_what_a_run_leaves(whole, tmp_path):
     out = whole / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["lock", "log.jsonl", "model", "snapshots"]
+    assert sorted(p.name for p in out.iterdir()) == ["ledger.tsv", "lock", "log.jsonl", "model", "snapshots"]
     assert sorted(p.name for p in (out / "snapshots").iterdir()) == ["step-000000018", "step-000000020"]
     assert (out / "model" / "run.toml").read_text() == TINY_RUN
     run = read_run(whole / "run.toml")
@@ -347,8 +347,8 @@ def test_snapshots_of_the_first_release_go_on(begun, whole):
 
     newest = begun.parent / "out" / "snapshots" / "step-000000009"
     position = json.loads((newest / "position.json").read_text())
-    assert position.keys() == {"step", "seen", "run", "since"}
-    del position["since"], position["run"]["data"]
+    assert position.keys() == {"step", "seen", "ledger", "run", "since"}
+    del position["since"], position["ledger"], position["run"]["genomes"]
     (newest / "position.json").write_text(json.dumps(position))
     (newest / "manifest.json").unlink()
     write_manifest(newest)
@@ -365,7 +365,7 @@ def test_the_fingerprint_stays_as_published(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = read_run("run.toml")
     found = module._fingerprint(run, [load_species(s) for s in run.species])
-    assert len(found.pop("data")) == 16
+    assert found.pop("genomes") == "e1461a60ca54ab1e"
     assert found == {
         "model": "1f2786f57dd0d7c5", "species": "9120a1765e977ea0", "stage": "e5778454890cdc35",
         "seed": "5feceb66ffc86f38", "mixture": "155005fcd4d105e3", "optim": "ae29b1ed69cab1b3",
