@@ -1,10 +1,31 @@
-"""Matrix product with a weight, by the fastest exact route of the machine.
+"""Matrix product with a weight, by the fastest route of the machine.
 
-x (..., in), weight (out, in) -> x weight^T (..., out); CPU float32 goes through oneDNN, all else through torch
+x (..., in), weight (out, in) -> x weight^T (..., out); CPU float32 goes through oneDNN, all else through torch;
+inside `bf16_products`, CPU float32 factors are rounded to bfloat16 first
 """
+
+import contextlib
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+_rounded = False
+
+
+@contextlib.contextmanager
+def bf16_products(wanted=True):
+    """Within the block, multiply CPU float32 tensors with their factors rounded to bfloat16, sums in float32.
+
+    Results are rounded to bfloat16 too; all between the products stays float32. Twice as fast where the processor
+    multiplies bfloat16. The gradients of a product made here are taken the same way.
+    """
+    global _rounded
+    before, _rounded = _rounded, wanted
+    try:
+        yield
+    finally:
+        _rounded = before
 
 
 def _has_onednn():
@@ -22,6 +43,9 @@ def linear(x, weight, bias=None):
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not _has_onednn():
         return F.linear(x, weight, bias)
+    if _rounded:
+        y = _RoundedLinear.apply(x, weight)
+        return y if bias is None else y + bias
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y = _Linear.apply(x, weight)
         return y if bias is None else y + bias
@@ -45,4 +69,22 @@ class _Linear(torch.autograd.Function):
         grad_x = _onednn(grad, weight.t()) if ctx.needs_input_grad[0] else None
         # The weight's gradient sums over rows; torch's own product is the faster one there.
         grad_weight = rows.t() @ columns if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight
+
+
+class _RoundedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        x, weight = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = grad.bfloat16()
+        rows, columns = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        grad_x = F.linear(grad, weight.t()).float() if ctx.needs_input_grad[0] else None
+        grad_weight = (rows.t() @ columns).float() if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight

@@ -29,7 +29,8 @@ struct Rows {
 };
 
 // (rows, size) -> (size, Q), zeros behind the last token; in squares that stay in the nearest cache.
-void transpose(const Shape& s, const float* from, int64_t stride, int64_t rows, float* to) {
+void turn(const Shape& s, const float* from, int64_t stride, int64_t rows, float* to) {
+  if (rows == Q && s.size % W == 0) return transpose(from, stride, Q, s.size, to, Q);
   constexpr int64_t side = 16;
   for (int64_t n0 = 0; n0 < s.size; n0 += side)
     for (int64_t t0 = 0; t0 < Q; t0 += side) {
@@ -52,8 +53,8 @@ void pack(const Shape& s, const float* B, int64_t stride_b, const float* C, int6
     std::memcpy(packed + t * even, B + t * stride_b, sizeof(float) * s.size);
     if (even > s.size) packed[t * even + s.size] = 0;  // makes a row of S that nothing reads
   }
-  transpose(s, B, stride_b, rows, Bt);
-  transpose(s, C, stride_c, rows, Ct);
+  turn(s, B, stride_b, rows, Bt);
+  turn(s, C, stride_c, rows, Ct);
   for (int64_t from = 0; from < rows;)
     from += next_tile(rows - from, [&](auto constant) {
       constexpr int R = decltype(constant)::value;
@@ -162,6 +163,11 @@ void bring_state(const Shape& s, const float* from, float* S) {
 
 void give_state(const Shape& s, const float* S, float* to) {
   const int64_t even = s.even();
+  if (s.size % W == 0 && s.head_dim % WIDE == 0) {
+    for (int64_t b = 0; b < s.blocks(); b++)
+      transpose(S + b * even * WIDE, WIDE, s.size, WIDE, to + b * WIDE * s.size, s.size);
+    return;
+  }
   for (int64_t p = 0; p < s.head_dim; p++)
     for (int64_t n = 0; n < s.size; n++) to[p * s.size + n] = S[(p / WIDE * even + n) * WIDE + p % WIDE];
 }
@@ -177,13 +183,14 @@ HYBRIDNA_EXPORT int64_t hybridna_ssd_scratch(int64_t batch, int64_t length, int6
   return batch * groups * held * s.packed() + batch * heads * s.kept() + 64;
 }
 
-// Strides in floats; the last dimension of every tensor is dense. y, state and state_in are contiguous.
+// Strides in floats; the last dimension of every tensor is dense. y, state, state_in and kept are contiguous.
+// kept (batch, heads, chunks, head_dim, size): the state before each chunk, for the gradients; or null.
 HYBRIDNA_EXPORT void hybridna_ssd_scan(const float* x, int64_t x_batch, int64_t x_time, int64_t x_head, const float* dt,
                                        int64_t dt_batch, int64_t dt_time, int64_t dt_head, const float* A,
                                        const float* B, int64_t b_batch, int64_t b_time, int64_t b_group, const float* C,
                                        int64_t c_batch, int64_t c_time, int64_t c_group, const float* D,
-                                       const float* state_in, float* y, float* state, float* scratch, int64_t batch,
-                                       int64_t length, int64_t heads, int64_t head_dim, int64_t groups, int64_t size,
+                                       const float* state_in, float* y, float* state, float* kept,
+                                       float* scratch, int64_t batch, int64_t length, int64_t heads, int64_t head_dim, int64_t groups, int64_t size,
                                        int64_t threads) {
   const Shape s{batch, length, heads, head_dim, groups, size};
   const int64_t chunks = (length + Q - 1) / Q, per_group = heads / groups;
@@ -216,10 +223,14 @@ HYBRIDNA_EXPORT void hybridna_ssd_scan(const float* x, int64_t x_batch, int64_t 
       for (int64_t c = 0; c < now; c++) {
         const int64_t first = (start + c) * Q, rows = length - first < Q ? length - first : Q;
         const float* packed = packs + ((b * groups + g) * round + c) * s.packed();
-        for (int64_t h = from; h < to; h++)
+        for (int64_t h = from; h < to; h++) {
+          float* before = kept + ((b * heads + h) * chunks + start + c) * head_dim * size;
+          if (kept && first == 0 && !state_in) std::memset(before, 0, sizeof(float) * head_dim * size);
+          if (kept && (first || state_in)) give_state(s, states + (b * heads + h) * s.kept(), before);
           advance(s, x + b * x_batch + first * x_time + h * x_head, x_time,
                   dt + b * dt_batch + first * dt_time + h * dt_head, dt_time, A[h], D[h], packed, rows,
                   !state_in && first == 0, states + (b * heads + h) * s.kept(), y + ((b * length + first) * heads + h) * head_dim);
+        }
       }
       for (int64_t h = from; h < to && start + now == chunks; h++)
         give_state(s, states + (b * heads + h) * s.kept(), state + (b * heads + h) * head_dim * size);

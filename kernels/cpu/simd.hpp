@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #define HYBRIDNA_EXPORT extern "C" __attribute__((visibility("default")))
 #define HYBRIDNA_INLINE static inline __attribute__((always_inline))
@@ -80,6 +81,49 @@ HYBRIDNA_INLINE vf exponential(vf x) {
 }
 
 HYBRIDNA_INLINE vf silu(vf x) { return x / (1.0f + exponential(-x)); }
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HYBRIDNA_SHUFFLES
+#endif
+#endif
+
+#ifdef HYBRIDNA_SHUFFLES
+// Exchange the off-diagonal S x S blocks of rows `a` and `b`, S rows apart.
+template <int S, std::size_t... I>
+HYBRIDNA_INLINE void exchange(vf& a, vf& b, std::index_sequence<I...>) {
+  const vf upper = __builtin_shufflevector(a, b, static_cast<int>(I & S ? W + I - S : I)...);
+  b = __builtin_shufflevector(a, b, static_cast<int>(I & S ? W + I : I + S)...);
+  a = upper;
+}
+
+template <int S>
+HYBRIDNA_INLINE void exchange_all(vf (&rows)[W]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++)
+    if (!(i & S)) exchange<S>(rows[i], rows[i | S], std::make_index_sequence<W>{});
+  if constexpr (2 * S < W) exchange_all<2 * S>(rows);
+}
+#endif
+
+// to[c * ld_to + r] = from[r * ld_from + c], rows and columns multiples of W.
+HYBRIDNA_INLINE void transpose(const float* from, int64_t ld_from, int64_t rows, int64_t columns, float* to,
+                               int64_t ld_to) {
+  for (int64_t r = 0; r < rows; r += W)
+    for (int64_t c = 0; c < columns; c += W) {
+#ifdef HYBRIDNA_SHUFFLES
+      vf square[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) square[i] = load(from + (r + i) * ld_from + c);
+      exchange_all<1>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) store(to + (c + i) * ld_to + r, square[i]);
+#else
+      for (int i = 0; i < W; i++)
+        for (int j = 0; j < W; j++) to[(c + j) * ld_to + r + i] = from[(r + i) * ld_from + c + j];
+#endif
+    }
+}
 
 // acc[r] += sum over k of a[k * lda + r] * b[k * ldb ...]: R rows of two vectors, all in registers.
 template <int R>

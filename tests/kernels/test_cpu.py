@@ -215,12 +215,12 @@ def test_what_they_refuse():
     assert cpu.refuse_ssd_scan(args, {"chunk_size": 32}) == "chunks of 64 only"
     meta = [t.to("meta") for t in args]
     assert cpu.refuse_ssd_scan(meta, {}) == "needs CPU"
-    args[0].requires_grad_()
-    assert cpu.refuse_ssd_scan(args, kwargs) == "no backward"
-    with torch.no_grad():
-        assert cpu.refuse_ssd_scan(args, kwargs) is None
     q, k, v = parity.example("attention", length=65, dtype=torch.float32)[0]
     assert cpu.refuse_attention((q, k, v), {}) is None
+    q.requires_grad_()
+    assert cpu.refuse_attention((q, k, v), {}) == "no backward"
+    with torch.no_grad():
+        assert cpu.refuse_attention((q, k, v), {}) is None
     assert cpu.refuse_attention((q[:, 2:], k, v), {}) == "fewer than 64 queries"
     assert cpu.refuse_attention([t[..., :3] for t in (q, k, v)], {}) == "head_dim odd or above 256"
 
