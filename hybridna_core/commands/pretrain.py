@@ -21,6 +21,9 @@ log = logging.getLogger("hybridna")
 
 # Parts of a run that must stay as they are from start to resume.
 FIXED = ("model", "species", "stage", "seed", "mixture", "optim")
+# Their keys that came after the first release.
+LATER = ("class_", "valid_bed", "exclude_bed", "by", "classes", "soft_masked_weight", "precision",
+         "checkpoint_activations")  # fmt: skip
 
 
 class PretrainSummary(NamedTuple):
@@ -240,10 +243,7 @@ def _measured(folder):
 
 def _fingerprint(run, species):
     """Digest what must stay the same from start to resume: parts of the run file, and the genomes' content."""
-    table = dataclasses.asdict(run)
-    for part, configs in (("mixture", [run.mixture]), ("species", run.species)):
-        found = [{k: v for k, v in dataclasses.asdict(c).items() if not _is_unset(c, k)} for c in configs]
-        table[part] = found[0] if part == "mixture" else found
+    table = _without_later(run)
     parts = {k: hashlib.sha256(json.dumps(table[k], sort_keys=True).encode()).hexdigest()[:16] for k in FIXED}
     data = hashlib.sha256()
     masked = run.mixture.soft_masked_weight != 1
@@ -253,17 +253,22 @@ def _fingerprint(run, species):
     return {**parts, "genomes": data.hexdigest()[:16]}
 
 
-# Keys of later releases; a run that leaves them out is the run it was before.
-LATER = ("class_", "valid_bed", "exclude_bed", "by", "classes", "soft_masked_weight")
+def _without_later(config):
+    """Turn a configuration into tables, without keys of later releases that stand at their default.
 
-
-def _is_unset(config, name):
-    """Tell whether a key of a later release stands at its default, which is what earlier releases did."""
-    if name not in LATER:
-        return False
-    (field,) = [f for f in dataclasses.fields(config) if f.name == name]
-    default = field.default_factory() if field.default is dataclasses.MISSING else field.default
-    return getattr(config, name) == default
+    A run that leaves them out is the run it was before they came, and goes on as such.
+    """
+    if isinstance(config, tuple):
+        return [_without_later(one) for one in config]
+    if not dataclasses.is_dataclass(config):
+        return config
+    table = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name not in LATER or value != default:
+            table[field.name] = _without_later(value)
+    return table
 
 
 def _early_data(run, species):

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from hybridna_core.data.corpus import (
     Corpus,
     Stretches,
-    check_exclusions,
     find_starts,
     load_species,
     mixture_weights,
-    read_exclusions,
     validation_windows,
 )
 from hybridna_core.errors import DataError, HybriDNAError, UsageError
