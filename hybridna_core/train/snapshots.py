@@ -137,6 +137,7 @@ def save_snapshot(folder, model, optimizer, position, *, keep, world=ALONE):
     """Write `folder/step-N` whole, check it, then delete all but the newest `keep`; position holds `step`.
 
     What stands at this step or a later one was passed over as damaged when the run went on from an earlier one.
+    Raises SystemFault when the disk is full or cannot be written; the older snapshots are then as they were.
     Every process of the run calls it, and the first one writes: the same files however the model is split.
     """
     weights, moments = world.whole_weights(model), world.whole_moments(optimizer, model)
@@ -147,9 +148,11 @@ def save_snapshot(folder, model, optimizer, position, *, keep, world=ALONE):
 
 def _write_snapshot(folder, weights, moments, position, keep):
     target = folder / f"step-{position['step']:09d}"
+    needed = sum(t.numel() * t.element_size() for t in (*weights.values(), *moments.values())) + SLACK_BYTES
+    _check_free(folder, needed, f"the weights and optimiser of step {position['step']:,}")
     for step, path in _by_step(folder):
         if step >= position["step"]:
-            shutil.rmtree(path, ignore_errors=True)
+            _discard(path)
     # Tied weights are one parameter under two names; safetensors refuses to write both.
     with atomic_folder(target) as temporary:
         write_tensors(temporary / "model.safetensors", weights)
@@ -181,9 +184,8 @@ def find_snapshot(folder):
     found = _by_step(folder)
     for step, path in reversed(found):
         try:
-            verify_manifest(path)
-            position = read_json(path / "position.json")
-        except (HybriDNAError, FileNotFoundError) as error:
+            position = check_snapshot(path)
+        except (HybriDNAError, OSError) as error:
             warn("snapshot", f"snapshot of step {step:,} passed over: {error}")
             continue
         if path != found[-1][1]:
@@ -193,6 +195,12 @@ def find_snapshot(folder):
         hint = "delete the folder to start afresh"
         raise ModelError(f"all {len(found)} snapshots are damaged", where=folder, hint=hint)
     return None, None
+
+
+def check_snapshot(path):
+    """Return the position of a snapshot whose every file is as it was written; raise ModelError otherwise."""
+    verify_manifest(path)
+    return read_json(path / "position.json")
 
 
 def restore_snapshot(path, model, optimizer, world=ALONE):
