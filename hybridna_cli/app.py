@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from hybridna_cli.console import LOGGER, Warnings, say
-from hybridna_core.errors import HybriDNAError, OutOfMemory, Stopped, SystemFault, nearest
+from hybridna_core.errors import Elsewhere, HybriDNAError, OutOfMemory, Stopped, SystemFault, nearest
 
 # Command -> the module beside this one that holds it; the function or Typer sub-app is named after the module.
 COMMANDS = {
@@ -34,6 +34,7 @@ LESS_MEMORY = {
     "score-variants": "a smaller --window needs less",
     "embed": "shorter regions need less",
     "generate": "a smaller --num-beams or --length needs less",
+    "evaluate coding": "a smaller --window needs less",
     "evaluate genome": "a smaller --window needs less",
 }
 # typer exports no base class of its usage errors, and releases differ in whether click itself is installed.
@@ -131,6 +132,8 @@ def explain(command, error):
         return explain_usage(command, error)
     if isinstance(error, BrokenPipeError):
         return 141
+    if isinstance(error, Elsewhere):
+        return error.exit_code
     known = translate(error, command)
     if known is not None:
         say(command, f"error: {known}")

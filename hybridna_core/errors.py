@@ -68,6 +68,14 @@ class Stopped(HybriDNAError):
         self.exit_code = 130 if signal_number == 2 else 143
 
 
+class Elsewhere(HybriDNAError):
+    """Another process of the same run stopped it and says why; this one leaves with the same code, in silence."""
+
+    def __init__(self, exit_code):
+        super().__init__("stopped by another process of this run")
+        self.exit_code = exit_code
+
+
 def nearest(word, known):
     """Return the member of `known` most like `word`, or None when nothing is close."""
     import difflib

@@ -23,7 +23,7 @@ class Block(nn.Module):
 
     def __init__(self, config, kind, device=None, dtype=None):
         super().__init__()
-        self.kind = kind
+        self.kind, self.recompute = kind, False
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device)
         if kind == "attention":
             self.self_attn = AttentionMixer(config, device, dtype)
@@ -33,7 +33,18 @@ class Block(nn.Module):
         self.feed_forward = GatedMLP(config, device, dtype)
 
     def forward(self, x, state):
-        """Pass (batch, length, hidden) and the layer's state through; return both."""
+        """Pass (batch, length, hidden) and the layer's state through; return both.
+
+        With `recompute` the backward pass computes the block again, so that only its input is kept.
+        """
+        if self.recompute and torch.is_grad_enabled():
+            # Imported here, as it costs the command line a tenth of a second.
+            from torch.utils.checkpoint import checkpoint
+
+            return checkpoint(self._read, x, state, use_reentrant=False, preserve_rng_state=False)
+        return self._read(x, state)
+
+    def _read(self, x, state):
         mixer = self.self_attn if self.kind == "attention" else self.mamba
         mixed, state = mixer(self.input_layernorm(x), state)
         x, normed = self.pre_ff_layernorm.add(x, mixed)

@@ -70,6 +70,8 @@ class Mamba2Mixer(nn.Module):
             inner, dt, B, C = one
             y, ssm = dispatch.run("ssd_step", inner, dt, A, B, C, self.D, state.ssm)
         else:
-            y, ssm = dispatch.run("ssd_scan", inner, dt, A, B, C, self.D, state=state.ssm)
+            # Under autocast too the recurrence sums in float32.
+            with torch.autocast(x.device.type, enabled=False):
+                y, ssm = dispatch.run("ssd_scan", inner, dt, A, B, C, self.D, state=state.ssm)
         y = self.norm(y.reshape(batch, length, c.mamba_width), z)
         return self.out_proj(y), MambaState(conv, ssm)

@@ -15,21 +15,28 @@ import torch
 import torch.nn.functional as F
 
 from hybridna_core.data.corpus import validation_windows
+from hybridna_core.data.inputs import warn
 from hybridna_core.errors import GuardError, OutOfMemory, Stopped
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import A, T
+from hybridna_core.train.ledger import count_places, places_of, write_ledger
 from hybridna_core.train.log import Log
 from hybridna_core.train.optim import learning_rate
+from hybridna_core.train.parallel import ALONE
 from hybridna_core.train.snapshots import save_snapshot
+from hybridna_kernels.gemm import bf16_products
 
 LN2 = math.log(2)
 
 
 class StepResult(NamedTuple):
-    """What one step did: mean loss over counted bases (bits), bases counted, gradient norm before clipping."""
+    """What one step did on all ranks: mean loss over counted bases (bits), their number, gradient norm before clipping.
+
+    bases is the sum of the bases' weights where they have some.
+    """
 
     bits: float
-    bases: int
+    bases: float
     gradient_norm: float
 
 
@@ -39,49 +46,128 @@ def with_start(ids, bos):
     return tokens if bos is None else F.pad(tokens, (1, 0), value=bos)
 
 
-def loss_sum(model, tokens):
+def stack_weights(windows, bos):
+    """Stack the weights of windows as (n, bases + 1) float32, or (n, bases) without a start token; None if none."""
+    if windows[0].weights is None:
+        return None
+    weights = torch.from_numpy(np.stack([window.weights for window in windows]))
+    return weights if bos is None else F.pad(weights, (1, 0))
+
+
+def loss_sum(model, tokens, weights=None, precision="fp32"):
     """Sum the negative log-probability (nats, whole vocabulary) of every A, C, G, T after the first token.
 
-    tokens  (batch, n) int64
-    returns  the sum and the number of bases in it
+    tokens     (batch, n) int64
+    weights    (batch, n) float32, what each base's loss is multiplied by, or None
+    precision  bf16: matrix products in bfloat16; norms, the recurrence, softmax, head and loss in float32
+    returns    the sum and the number of bases in it, each counted as its weight
     """
-    hidden, _ = model(tokens[:, :-1])
+    # On CPU the products alone are rounded, by `bf16_products`.
+    rounded = precision == "bf16" and tokens.device.type != "cpu"
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=rounded):
+        hidden, _ = model(tokens[:, :-1])
+    target = tokens[:, 1:].masked_fill(~is_counted(tokens), -100).flatten()
+    logits = model.head(hidden.to(model.dtype)).flatten(0, 1)
+    if weights is None:
+        total = F.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
+    else:
+        each = F.cross_entropy(logits, target, ignore_index=-100, reduction="none")
+        total = (each * weights[:, 1:].flatten()).sum()
+    return total, count_bases(tokens, weights)
+
+
+def is_counted(tokens):
+    """Say which tokens after the first are counted in the loss. tokens (batch, n) -> (batch, n - 1) bool"""
     target = tokens[:, 1:]
-    known = (target >= A) & (target <= T)
-    target = target.masked_fill(~known, -100)
-    total = F.cross_entropy(model.head(hidden).flatten(0, 1), target.flatten(), ignore_index=-100, reduction="sum")
-    return total, int(known.sum())
+    return (target >= A) & (target <= T)
 
 
-def train_step(model, optimizer, tokens, *, lr, clip, microbatch_tokens):
-    """Take one optimiser step over all rows; rows are read a few at a time and weigh the same however split.
+def count_bases(tokens, weights=None):
+    """Count the bases that the loss of these rows is summed over, each as its weight; shapes as in `loss_sum`."""
+    counted = is_counted(tokens)
+    return int(counted.sum()) if weights is None else float(weights[:, 1:][counted].double().sum())
 
-    tokens  (batch, n) int64
-    raises  GuardError on a non-finite loss or gradient; the weights are then as before
+
+def train_step(
+    model, optimizer, tokens, weights=None, *, lr, clip, microbatch_tokens, bases=None, precision="fp32", world=ALONE,
+    names=None,
+):  # fmt: skip
+    """Take one optimiser step over the rows of all ranks; they weigh the same however they are split.
+
+    tokens, weights  (batch, n) of this rank, see `loss_sum`
+    bases            counted bases of all ranks, those of `tokens` when None
+    names            per rank, what its rows are called in messages
+    raises           GuardError on a non-finite loss or gradient on any rank, OutOfMemory; weights are then as before
     """
     rows = max(1, microbatch_tokens // tokens.shape[1])
-    bases = int(((tokens[:, 1:] >= A) & (tokens[:, 1:] <= T)).sum())
-    total = 0.0
-    for part in tokens.split(rows):
-        loss, _ = loss_sum(model, part.to(model.device))
-        (loss / max(1, bases)).backward()
-        total += float(loss.detach())
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
-    if not (math.isfinite(total) and math.isfinite(norm)):
-        optimizer.zero_grad(set_to_none=True)
-        raise GuardError(f"loss {total} and gradient norm {norm} are not finite")
+    bases = count_bases(tokens, weights) if bases is None else bases
+    parts = zip(tokens.split(rows), [None] * len(tokens) if weights is None else weights.split(rows), strict=False)
+    total, norm, short = 0.0, 0.0, False
+    try:
+        for part, weight in parts:
+            # Around the way back too, as blocks may be computed again there.
+            with world.watch(), bf16_products(precision == "bf16"):
+                weight = None if weight is None else weight.to(model.device)
+                loss, _ = loss_sum(model, part.to(model.device), weight, precision)
+                (loss * world.gradient_factor / (bases or 1)).backward()
+            total += float(loss.detach())
+        if world.size > 1 and world.shard != "full":
+            # A rank's own gradient can be told only before the sum.
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        model.zero_grad(set_to_none=True)
+        if world.shard == "full":
+            # The others wait for this rank's share of the weights and cannot be met.
+            raise OutOfMemory("out of memory") from None
+        short = True
+    reports = world.gather((total, norm, short))
+    if any(report[2] for report in reports):
+        model.zero_grad(set_to_none=True)
+        raise OutOfMemory("out of memory")
+    if world.size > 1:
+        _refuse_nonfinite(model, [report[:2] for report in reports], names)
+    world.sum_gradients(model)
+    norm, total = _clip(model, clip), sum(report[0] for report in reports)
+    _refuse_nonfinite(model, [(total, norm)])
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(total / max(1, bases) / LN2, bases, norm)
+    world.spread_weights(optimizer)
+    model.zero_grad(set_to_none=True)
+    return StepResult(total / (bases or 1) / LN2, bases, norm)
+
+
+def _clip(model, clip):
+    """Cut the gradient down to a norm; return its norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _refuse_nonfinite(model, reports, names=()):
+    """Raise GuardError, gradients dropped, if a loss or gradient norm is not finite. reports: (loss, norm) per rank"""
+    for rank, (loss, norm) in enumerate(reports):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            model.zero_grad(set_to_none=True)
+            whose = f" on rank {rank} ({names[rank]})" if names and len(reports) > 1 else ""
+            raise GuardError(f"loss {loss} and gradient norm {norm} are not finite{whose}")
+
+
+def is_out_of_memory(error):
+    """Say whether an exception is Python's or torch's way to run out of memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Signals:
     """Note SIGINT, SIGTERM and their kin, so that the step in hand is finished; a second SIGINT stops at once.
 
-    number  of the signal that came, None so far
+    number    of the signal that came, None so far
+    patience  seconds in which a second SIGINT counts as the first, as torchrun passes on what the terminal sent to all
     """
+
+    def __init__(self, patience=0.0):
+        self.number, self.patience, self._since = None, patience, None
 
     def __enter__(self):
         self.number = None
@@ -95,100 +181,167 @@ class Signals:
         return self
 
     def _note(self, number, _frame):
-        if self.number == number == signal.SIGINT:
+        now = time.monotonic()
+        if self.number == number == signal.SIGINT and now - self._since >= self.patience:
             raise KeyboardInterrupt
-        self.number = number
+        self.number, self._since = number, now
 
-    def check(self, step):
+    def agree(self, world):
+        """Learn of a signal that came to any rank."""
+        if world.size > 1:
+            self.number = next((n for n in world.gather(self.number) if n is not None), None)
+
+    def check(self, step, world=ALONE):
         """Raise Stopped if a signal came; everything up to `step` is saved."""
         if self.number is not None:
             name = signal.Signals(self.number).name
             hint = "the same command goes on from here"
-            raise Stopped(f"stopped by {name}, saved", signal_number=self.number, where=f"step {step}", hint=hint)
+            error = Stopped(f"stopped by {name}, saved", signal_number=self.number, where=f"step {step}", hint=hint)
+            raise world.spoken(error)
 
     def __exit__(self, *_):
         for number, old in self._old.items():
             signal.signal(number, old)
 
 
-def train(model, optimizer, run, corpora, species, *, folder, position, progress=None):
+def train(model, optimizer, run, corpora, species, *, folder, position, progress=None, precision="fp32", world=ALONE):
     """Run the stages from a position on; return the last position and what the last validation measured.
 
     corpora   one Corpus per stage
-    position  dict with `step` (steps done in all), `seen` (bases read, per species), and `since`: bits and bases since
-              the last line of the log
+    position  dict with `step` (steps done in all), `seen` (bases read, per species), `ledger` (windows and bases read,
+              per species and contig), and `since`: bits and bases since the last line of the log; all ranks' the same
     progress  called with steps done, steps in all and note=, a text
     raises    Stopped after a signal, with a snapshot saved; GuardError, with the last snapshot good
+
+    Every rank calls it with the same arguments; the first one alone logs, writes and shows progress.
     """
     ends = np.cumsum([s.steps for s in run.stage])
     total = int(ends[-1])
     since = position.setdefault("since", {"bits": 0.0, "bases": 0})
-    clock, tokens_since, note = time.monotonic(), 0, ""
-    with contextlib.closing(Log(folder / "log.jsonl", position["step"])) as log, Signals() as signals:
+    if "ledger" not in position:
+        # Snapshots of early releases have none; what was read can be told from the number of steps.
+        position["ledger"] = {}
+        count_places(position["ledger"], places_of(run, corpora, 0, position["step"]))
+    if "ledger" not in position:
+        # Snapshots of early releases have none.
+        position["ledger"] = {}
+        count_places(position["ledger"], places_of(run, corpora, 0, position["step"]))
+    clock, tokens_since, loading, note = time.monotonic(), 0, 0.0, ""
+    progress = progress if world.is_first else None
+    with contextlib.ExitStack() as stack:
+        log = None
+        if world.is_first:
+            log = stack.enter_context(contextlib.closing(Log(folder / "log.jsonl", position["step"])))
+        # torchrun passes a signal on that a terminal has sent to all already.
+        signals = stack.enter_context(Signals(patience=0.0 if world.size == 1 else 2.0))
         # A signal may have come between a step and its validation.
-        _validate_when_due(model, species, run, ends, position["step"], log, signals)
-        signals.check(position["step"])
+        _validate_when_due(model, species, run, ends, position["step"], log, signals, world)
+        signals.agree(world)
+        signals.check(position["step"], world)
         if progress:
             progress(position["step"], total)
         while position["step"] < total:
-            stage, lr, result = _take_step(model, optimizer, run, corpora, ends, position)
+            stage, lr, result, seconds = _take_step(model, optimizer, run, corpora, ends, position, precision, world)
             step = position["step"]
             tokens_since += run.stage[stage].batch_tokens
+            loading += seconds
             since["bits"] += result.bits * result.bases
             since["bases"] += result.bases
             if step % run.save.log_every == 0 or step == total:
                 now = time.monotonic()
                 bits, rate = since["bits"] / max(1, since["bases"]), tokens_since / (now - clock)
-                log.write(
-                    step=step, stage=stage, bits_per_base=bits, lr=lr, gradient_norm=result.gradient_norm,
-                    tokens=count_tokens(run, step), tokens_per_second=rate,
-                )  # fmt: skip
-                clock, tokens_since = now, 0
+                if log is not None:
+                    log.write(
+                        step=step, stage=stage, bits_per_base=bits, lr=lr, gradient_norm=result.gradient_norm,
+                        tokens=count_tokens(run, step), tokens_per_second=rate,
+                        loader_share=loading / (now - clock),
+                    )  # fmt: skip
+                clock, tokens_since, loading = now, 0, 0.0
                 since.update(bits=0.0, bases=0)
                 note = f"{bits:.3f} bits/base, {rate:,.0f} tokens/s"
             if progress:
                 progress(step, total, note=note)
             paused = time.monotonic()
-            _validate_when_due(model, species, run, ends, step, log, signals)
+            _validate_when_due(model, species, run, ends, step, log, signals, world)
+            signals.agree(world)
             if step % run.save.every == 0 or step == total or signals.number:
-                log.sync()
-                save_snapshot(folder / "snapshots", model, optimizer, position, keep=run.save.keep)
-            signals.check(step)
+                if log is not None:
+                    log.sync()
+                    write_ledger(folder / "ledger.tsv", position["ledger"], species)
+                save_snapshot(folder / "snapshots", model, optimizer, position, keep=run.save.keep, world=world)
+            signals.check(step, world)
             # Speed is that of training alone.
             clock += time.monotonic() - paused
-        return position, log.valid_at(total) or {}
+        return position, world.share(log and (log.valid_at(total) or {}))
 
 
-def _take_step(model, optimizer, run, corpora, ends, position):
-    """Take the next step and move the position on; return the stage's number, the learning rate and the StepResult."""
+def _take_step(model, optimizer, run, corpora, ends, position, precision, world):
+    """Take the next step and move the position on.
+
+    returns  the stage's number, the learning rate, the StepResult, the seconds that this rank's windows took to read
+    """
     step = position["step"]
+    world.at(f"step {step + 1}")
     stage = find_stage(ends, step)
     lr = learning_rate(step, int(ends[-1]), run.optim)
     within = step - int(ends[stage - 1]) if stage else step
     rows = run.stage[stage].batch_tokens // run.stage[stage].context_length
-    windows = [corpora[stage].window(within * rows + row) for row in range(rows)]
-    tokens = with_start(np.stack([ids for _, ids in windows]), run.model.bos_token_id)
+    numbers = range(within * rows, within * rows + rows)
+    with world.together():
+        # The same windows in the same step, however many ranks share them.
+        began = time.perf_counter()
+        windows = [corpora[stage].window(number) for number in numbers[world.rank :: world.size]]
+        loading = time.perf_counter() - began
+    tokens = with_start(np.stack([window.ids for window in windows]), run.model.bos_token_id)
+    weights = stack_weights(windows, run.model.bos_token_id)
+    microbatch = position.get("microbatch_tokens", run.optim.microbatch_tokens)
     try:
-        result = train_step(model, optimizer, tokens, lr=lr, clip=run.optim.clip,
-                            microbatch_tokens=run.optim.microbatch_tokens)  # fmt: skip
+        while True:
+            try:
+                result = train_step(
+                    model, optimizer, tokens, lr=lr, clip=run.optim.clip, microbatch_tokens=microbatch,
+                    bases=world.sum(count_bases(tokens, weights)), precision=precision, world=world, weights=weights,
+                    names=[_spell_windows(numbers[rank :: world.size], stage) for rank in range(world.size)],
+                )  # fmt: skip
+                break
+            except OutOfMemory:
+                microbatch = _smaller_microbatch(tokens, microbatch, step + 1, world)
+                position["microbatch_tokens"] = microbatch
     except GuardError as error:
-        what = f"{error.what} (windows {within * rows} to {within * rows + rows - 1} of stage {stage})"
+        what = error.what if "windows" in error.what else f"{error.what} ({_spell_windows(numbers, stage)})"
         hint = "begin again in another folder with a lower optim.lr; the last snapshot is good"
-        raise GuardError(what, where=f"step {step + 1}", hint=hint) from None
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        what = f"out of memory with {len(tokens)} windows of {tokens.shape[1]:,} tokens"
-        hint = "begin again in another folder with a smaller optim.microbatch_tokens, or a shorter context_length"
-        raise OutOfMemory(what, where=f"step {step + 1}", hint=hint) from None
-    for kind, ids in windows:
-        position["seen"][corpora[stage].names[kind]] += len(ids)
+        raise world.spoken(GuardError(what, where=f"step {step + 1}", hint=hint)) from None
+    places = [corpora[stage].place(number) for number in numbers]
+    for place in places:
+        position["seen"][place.species] += place.end - place.start
+    count_places(position["ledger"], places)
     position["step"] = step + 1
-    return stage, lr, result
+    return stage, lr, result, loading
 
 
-def _is_out_of_memory(error):
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _spell_windows(numbers, stage):
+    """Name windows by their numbers within a stage: windows 0 to 7 of stage 0."""
+    step = f" by {numbers.step}" if numbers.step > 1 else ""
+    return f"windows {numbers[0]} to {numbers[-1]}{step} of stage {stage}"
+
+
+def _smaller_microbatch(tokens, microbatch, step, world):
+    """Return half a microbatch after memory ran out; raise OutOfMemory when that was a single window already.
+
+    With `full` a rank that runs out of memory leaves the others waiting, so that there is no second try.
+    """
+    length = tokens.shape[1]
+    rows = min(len(tokens), max(1, microbatch // length))
+    if rows > 1 and world.shard != "full":
+        warn("memory", f"step {step:,}: out of memory with {rows} windows at once; from here on {rows // 2}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return rows // 2 * length
+    what = f"out of memory with {rows} {'windows' if rows > 1 else 'window'} of {length:,} tokens at once"
+    smaller = f"--set optim.microbatch_tokens={rows // 2 * length} --override optim.microbatch_tokens"
+    hint = f"{smaller if rows > 1 else 'begin again with a shorter context_length'}, or "
+    error = OutOfMemory(what, where=f"step {step}", hint=f"{hint}optim.checkpoint_activations = true")
+    raise (error if world.shard == "full" else world.spoken(error)) from None
 
 
 def find_stage(ends, step):
@@ -196,36 +349,45 @@ def find_stage(ends, step):
     return int(np.searchsorted(ends, step, side="right"))
 
 
-def _validate_when_due(model, species, run, ends, step, log, signals):
+def _validate_when_due(model, species, run, ends, step, log, signals, world):
     """Measure the held-out bases after `step` steps and log it, if that is due and not yet done."""
     total = int(ends[-1])
-    due = step > 0 and (step % run.valid.every == 0 or step == total)
-    if not due or log.valid_at(step) is not None:
+    if not step or not (step % run.valid.every == 0 or step == total):
+        return
+    # The first rank alone knows the log.
+    if world.share(log is not None and log.valid_at(step) is not None):
         return
     stage = find_stage(ends, step - 1)
-    measured = validate(model, species, run, stage, stop=lambda: signals.number)
-    if measured:
+    measured = validate(model, species, run, stage, stop=lambda: signals.number, world=world)
+    if measured and log is not None:
         log.write(step=step, stage=stage, valid=measured)
 
 
-def validate(model, species, run, stage, stop=None):
+def validate(model, species, run, stage, stop=None, world=ALONE):
     """Measure bits per base on the held-out windows of each species, as long as those of a stage.
 
-    stop     called before each window; what it returns, if true, ends it all
+    stop     called before each window; what it returns, if true on any rank, ends it all
     returns  {species: bits per base}, without those that hold out nothing; None when stopped
+
+    Ranks take turns with the windows. Where weights are split all of them read at the same time, so that a rank
+    without a window of its own reads one along.
     """
     bos = run.model.bos_token_id
     bases = run.stage[stage].context_length - (bos is not None)
     measured = {}
     for one in species:
-        total, count = 0.0, 0
-        for ids in validation_windows(one, bases, run.valid.windows):
-            if stop is not None and stop():
+        windows = validation_windows(one, bases, run.valid.windows)
+        found = []
+        for first in range(0, len(windows), world.size):
+            if any(world.gather(bool(stop and stop()))):
                 return None
-            bits, counted = window_bits(model, ids, bos)
-            total, count = total + bits, count + counted
+            here = windows[first : first + world.size]
+            with world.watch():
+                own = window_bits(model, here[min(world.rank, len(here) - 1)], bos)
+            found += world.gather(own)[: len(here)]
+        count = sum(counted for _, counted in found)
         if count:
-            measured[one.name] = total / count
+            measured[one.name] = sum(bits for bits, _ in found) / count
     return measured
 
 

@@ -223,9 +223,9 @@ def test_numbers_that_are_not_finite_stop_the_run(whole, tmp_path, monkeypatch):
     path = lay_out(tmp_path)
     calls, honest = [], loop.loss_sum
 
-    def spoilt(model, tokens):
+    def spoilt(model, tokens, *rest):
         calls.append(1)
-        total, count = honest(model, tokens)
+        total, count = honest(model, tokens, *rest)
         # Two microbatches a step: the tenth step.
         return (total * float("nan") if len(calls) == 20 else total), count
 
@@ -241,19 +241,55 @@ def test_numbers_that_are_not_finite_stop_the_run(whole, tmp_path, monkeypatch):
     assert outcome(tmp_path / "out") == outcome(whole / "out")
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
-)
+MEMORY_ERRORS = [
+    MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", MEMORY_ERRORS)
 def test_memory_that_runs_out(tmp_path, monkeypatch, error):
-    def greedy(model, tokens):
+    def greedy(model, tokens, *rest):
         raise error
 
     monkeypatch.setattr(loop, "loss_sum", greedy)
-    with pytest.raises(OutOfMemory, match=r"step 1: out of memory with 4 windows of 64 tokens; .*microbatch_tokens"):
+    with pytest.raises(OutOfMemory) as caught:
         pretrain(lay_out(tmp_path), device="cpu")
+    assert caught.value.exit_code == 137
+    due = "step 1: out of memory with 1 window of 64 tokens at once; begin again with a shorter context_length, or "
+    assert str(caught.value) == due + "optim.checkpoint_activations = true"
     error = RuntimeError("something else")
     with pytest.raises(RuntimeError, match="something else"):
         pretrain(tmp_path / "run.toml", device="cpu")
+
+
+@pytest.mark.parametrize("error", MEMORY_ERRORS)
+def test_microbatches_are_halved_when_memory_runs_out(tmp_path, monkeypatch, caplog, error):
+    """Halved after the first microbatch of the third step is done, so that what it left behind would show."""
+    lay_out(tmp_path / "roomy")
+    pretrain(tmp_path / "roomy" / "run.toml", device="cpu", set=["optim.microbatch_tokens=64"])
+    rows, honest = [], loop.loss_sum
+
+    def tight(model, tokens, *rest):
+        rows.append(len(tokens))
+        if len(rows) > 5 and len(tokens) > 1:
+            raise error
+        return honest(model, tokens, *rest)
+
+    monkeypatch.setattr(loop, "loss_sum", tight)
+    path = lay_out(tmp_path / "tight")
+    with pytest.raises(Stopped):
+        pretrain(path, device="cpu", progress=stop_at(8))
+    assert rows == [2] * 6 + [1] * 24
+    (said,) = warnings_of(caplog, "memory")
+    assert said == "step 3: out of memory with 2 windows at once; from here on 1"
+    # What fits is remembered; a window of the second stage is longer than a microbatch and read alone.
+    pretrain(path, device="cpu")
+    assert set(rows[6:]) == {1} and len(warnings_of(caplog, "memory")) == 1
+    for entry, due in zip(log_lines(tmp_path / "tight" / "out"), log_lines(tmp_path / "roomy" / "out"), strict=True):
+        for key, value in due.items():
+            assert entry[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value) or (
+                key == "valid" and entry[key] == pytest.approx(value, rel=1e-5)
+            )
 
 
 def test_a_finished_run_is_not_trained_again(whole, tmp_path, caplog):
