@@ -67,11 +67,22 @@ def _next_record(records, path, format_name):
         try:
             record = next(records, None)
         except (ValueError, AssertionError, KeyError, IndexError) as error:
-            what = f"not a whole {format_name} file ({' '.join(str(error).split())[:200]})"
-            raise DataError(what, where=path, hint="was the download complete?") from None
+            raise _not_whole(path, format_name, error) from None
     for one in said:
-        warn("flat-file", f"{path}: {' '.join(str(one.message).split())[:200]}")
+        # Biopython takes these for small matters.
+        if "Premature end" in str(one.message) or "Expected sequence length" in str(one.message):
+            raise _not_whole(path, format_name, one.message)
+        warn("flat-file", f"{path}: {_one_line(one.message)}")
     return record
+
+
+def _not_whole(path, format_name, message):
+    what = f"not a whole {format_name} file ({_one_line(message)})"
+    return DataError(what, where=path, hint="was the download complete?")
+
+
+def _one_line(message):
+    return " ".join(str(message).split())[:200]
 
 
 def _letters(record):

@@ -162,7 +162,7 @@ def open_store(path, *, rebuild_index=False, other_letters=None, rna=False, allo
     target = _target(path)
     with _only_one(target) as alone:
         # Another process may have packed it meanwhile.
-        if not rebuild_index and (store := _find(path, options)) is not None:
+        if not rebuild_index and (store := _find(path, options, say=False)) is not None:
             return store
         if alone:
             _remove_left_over(target)
@@ -470,16 +470,16 @@ def _lock(name, target):
         handle.close()
 
 
-def _find(path, options):
-    """Open the store of a genome file if there is a sound one that fits it, else return None."""
+def _find(path, options, say=True):
+    """Open the store of a genome file if there is a sound one that fits it, else return None; `say` why not."""
     for file in _places(path):
-        if os.path.exists(file) and (store := _read(file, path, options)) is not None:
+        if os.path.exists(file) and (store := _read(file, path, options, say)) is not None:
             return store
     return None
 
 
-def _read(file, path, options):
-    """Read the header and tables of a store; return None, with a warning unless it is only stale, if it cannot be used.
+def _read(file, path, options, say=True):
+    """Read the header and tables of a store; return None if it cannot be used, and `say` why.
 
     It fits when the genome file has the size and time of then, and every letter read leniently may be so now.
     """
@@ -489,18 +489,23 @@ def _read(file, path, options):
             size = os.fstat(handle.fileno()).st_size
             columns = None if header is None else _read_tables(handle, header, size)
     except OSError as error:
-        warn("store", f"{file}: cannot be read ({error.strerror})")
+        _tell(say, f"{file}: cannot be read ({error.strerror})")
         return None
     if columns is None:
-        warn("store", f"{file}: damaged, or of another release; packing it again")
+        _tell(say, f"{file}: damaged, or of another release; packing it again")
         return None
     now = os.stat(path)
     if header["source"] != {"size": now.st_size, "mtime_ns": now.st_mtime_ns}:
-        log.info("%s is not that of the genome file as it is now; packing it again", file)
+        _tell(say, f"{file}: not that of the file as it is now; packing it again")
         return None
     if any(header["options"][key] and not options[key] for key in _LENIENT):
         return None
     return _make_store(path, file, columns)
+
+
+def _tell(say, text):
+    if say:
+        warn("store", text)
 
 
 def _read_header(raw):
