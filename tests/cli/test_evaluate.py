@@ -1,4 +1,4 @@
-"""`hybridna evaluate genome` from the command line: the table, exit codes and messages."""
+"""`hybridna evaluate` from the command line: the table, exit codes and messages."""
 
 import json
 import math
@@ -135,3 +135,70 @@ def test_fasta_options(call, tmp_path):
     code, _, err = call()
     assert code == 3 and "give --rna" in err
     assert call("--rna", "--other-letters", "n")[0] == 0
+
+
+CODING = "ATG" + "TACCTGTTGGCAGGATGTCGA" * 8 + "TAA"
+
+
+@pytest.fixture
+def call_coding(tmp_path, model, capfd, monkeypatch):
+    """Run `evaluate coding` on a genome of one gene; return exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.fa").write_text(f">c\n{SEQUENCE[:60]}{CODING}{SEQUENCE[:60]}\n")
+    (tmp_path / "b.fa").write_text(f">b\n{SEQUENCE}\n")
+    (tmp_path / "c.gff3").write_text(f"c\tx\tCDS\t61\t{60 + len(CODING)}\t.\t+\t0\tParent=g\n")
+
+    def call(*options, cds="c.gff3"):
+        always = ["-f", "c.fa", "--cds", cds, "-m", model, "--device", "cpu", "--window", "32", "-q"]
+        code = run(["evaluate", "coding", *always, *options])
+        streams = capfd.readouterr()
+        assert "Traceback" not in streams.err
+        return code, streams.out, streams.err
+
+    return call
+
+
+def test_coding_table_variants_and_summary(call_coding, tmp_path):
+    options = ["--sites", "8", "--missense", "4", "--background", "b.fa", "--codon-table", "12"]
+    code, out, _ = call_coding(*options, "--variants", "v.tsv", "--summary-json", "s.json")
+    assert code == 0
+    header, *rows = (line.split("\t") for line in out.splitlines())
+    assert header == ["score", "against", "strata", "auroc", "low", "high", "compared", "changes", "synonymous"]
+    kinds = [(row[0], row[1], row[2]) for row in rows]
+    strata = ("all", "substitution", "codon_position", "both")
+    scores = ("hybridna", "markov", "regression")
+    assert kinds == [(s, a, h) for a in ("stop_gained", "missense") for s in scores for h in strata]
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["counts"] == {"synonymous": 8, "missense": 4, "stop_gained": 8}
+    header, *lines = (line.split("\t") for line in (tmp_path / "v.tsv").read_text().splitlines())
+    names = "contig pos ref alt class transcript strand codon_position codon substitution"
+    assert header == [*names.split(), "llr", "markov_llr", "regression_log_odds"]
+    assert len(lines) == 20 and all((line[-1] == "") == (line[4] == "missense") for line in lines)
+    code, again, _ = call_coding(*options, "-o", "t.md")
+    assert (code, again) == (0, "") and (tmp_path / "t.md").read_text().startswith("| score | against |")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--codon-table", "7"], 2, "--codon-table: is 7, no genetic code of that number"),
+        (["--sites", "0"], 2, "--sites: is 0"),
+        (["--contig", "d"], 2, "--contig: no contig 'd' in c.fa"),
+        (["--background", "c.fa"], 2, "c.fa: is the genome that is measured"),
+        (["--background", "d.fa"], 5, "d.fa: no such file"),
+        (["--variants", "c.fa"], 2, "the output is the input"),
+        (["--window", "100"], 2, "--window"),
+        (["-o", "t.csv"], 2, "end it in .tsv or .md"),
+    ],
+)
+def test_coding_options_that_do_not_do(call_coding, options, code, words):
+    found, out, err = call_coding(*options)
+    assert (found, out) == (code, "") and "hybridna evaluate coding: error: " in err and words in err
+
+
+def test_coding_annotation_that_does_not_fit(call_coding, tmp_path):
+    (tmp_path / "d.gff3").write_text("d\tx\tCDS\t1\t9\t.\t+\t0\tParent=g\n")
+    code, out, err = call_coding(cds="d.gff3")
+    assert (code, out) == (3, "") and "no CDS is on a contig of c.fa" in err
+    code, out, err = call_coding("--codon-table", "1", "--sites", "3", cds="e.gff3")
+    assert (code, out) == (5, "") and "e.gff3: no such file" in err
