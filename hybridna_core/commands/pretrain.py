@@ -93,8 +93,8 @@ def pretrain(
     _check_folder(folder)
 
     from hybridna_core.checkpoint import check_target, choose_device, save_model
-    from hybridna_core.data.corpus import check_exclusions, load_species, read_exclusions
     from hybridna_core.model.hybrid import HybridLM, count_parameters
+    from hybridna_core.train.corpora import make_corpora, open_species, run_tokens, write_record
     from hybridna_core.train.ledger import spell_ledger
     from hybridna_core.train.loop import train
     from hybridna_core.train.optim import make_optimizer
@@ -103,14 +103,11 @@ def pretrain(
     target = choose_device(device)
     reading = {"rebuild_index": rebuild_index, "other_letters": other_letters, "rna": rna,
                "allow_missing_eof": allow_missing_eof}  # fmt: skip
-    exclusions = None if exclude_bed is None else read_exclusions(exclude_bed)
-    species = [load_species(s, exclude=exclusions, scan=dry_run, **reading) for s in run.species]
-    if exclusions is not None:
-        check_exclusions(exclude_bed, exclusions, species)
+    species = open_species(run, exclude_bed=exclude_bed, scan=dry_run, **reading)
     corpora = make_corpora(run, species)
     _warn_of_traps(run, species)
     parameters = count_parameters(run.model)
-    steps, tokens = sum(s.steps for s in run.stage), _tokens(run)
+    steps, tokens = sum(s.steps for s in run.stage), run_tokens(run)
     memory = estimate_memory(run, parameters)
     free = free_bytes(target)
     if free is not None and memory > free:
@@ -137,6 +134,7 @@ def pretrain(
             if (folder / "log.jsonl").exists():
                 log.info("no snapshot was written yet; starting from step 0")
             position = {"step": 0, "seen": {s.name: 0 for s in species}, "ledger": {}, "run": fingerprint}
+        write_record(folder, path, overrides, exclude_bed, reading)
         model = HybridLM(run.model, device=target, seed=run.seed)
         optimizer = make_optimizer(model, run.optim)
         if snapshot is not None:
@@ -149,21 +147,6 @@ def pretrain(
         extra = {"run.toml": run_file, "ledger.tsv": ledger, "training.json": json.dumps(record, indent=2) + "\n"}
         save_model(finished, model, extra_files=extra, force=True)
     return PretrainSummary(str(finished), steps, tokens, parameters, measured, time.monotonic() - started)
-
-
-def make_corpora(run, species):
-    """Return one Corpus per stage of a run."""
-    from hybridna_core.data.corpus import Corpus
-
-    mixture, weights = run.mixture, [s.weight for s in run.species]
-    classes = [s.class_ for s in run.species] if mixture.by == "class" else None
-    return [
-        Corpus(species, bases=_window_bases(run, stage), tokens=_tokens(run), seed=run.seed, stage=number,
-               power=mixture.power, max_passes=mixture.max_passes, weights=weights, max_unknown=mixture.max_unknown,
-               reverse_share=mixture.reverse_complement, classes=classes, class_shares=mixture.classes,
-               soft_masked_weight=mixture.soft_masked_weight)
-        for number, stage in enumerate(run.stage)
-    ]  # fmt: skip
 
 
 def plan_species(run, species, corpora):
@@ -206,27 +189,18 @@ def _check_folder(folder):
 def _warn_of_traps(run, species):
     """Warn of what runs to its end and still comes to nothing."""
     from hybridna_core.data.corpus import validation_starts
+    from hybridna_core.train.corpora import window_bases
 
     steps = sum(s.steps for s in run.stage)
     if run.optim.warmup_steps >= steps:
         what = f"warm-up takes {run.optim.warmup_steps:,} steps and the run has {steps:,}: optim.lr is never reached"
         warn("warm-up", what)
     for number, stage in enumerate(run.stage):
-        bases = _window_bases(run, stage)
+        bases = window_bases(run, stage)
         for one in species:
             if len(one.valid) and not len(validation_starts(one, bases)):
                 what = f"{one.name}: nothing is measured in stage {number}, no held-out window of {bases:,} known bases"
                 warn("nothing-measured", what)
-
-
-def _window_bases(run, stage):
-    """Bases per window of a stage."""
-    return stage.context_length - (run.model.bos_token_id is not None)
-
-
-def _tokens(run):
-    """Training tokens of a whole run."""
-    return sum(s.steps * s.batch_tokens for s in run.stage)
 
 
 def _measured(folder):

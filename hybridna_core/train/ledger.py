@@ -12,17 +12,6 @@ from hybridna_core.data.inputs import warn
 COLUMNS = ("species", "contig", "train_bases", "windows", "bases", "passes")
 
 
-def places_of(run, corpora, first, last):
-    """Yield the Place of every window of the steps [first, last), counted from 0 over all stages; nothing is read."""
-    begin = 0
-    for stage, corpus in zip(run.stage, corpora, strict=True):
-        rows = stage.batch_tokens // stage.context_length
-        steps = range(max(first - begin, 0), max(min(last - begin, stage.steps), 0))
-        for i in range(steps.start * rows, steps.stop * rows):
-            yield corpus.place(i)
-        begin += stage.steps
-
-
 def count_places(ledger, places):
     """Add windows to a ledger: species -> contig -> [windows, bases]."""
     for place in places:

@@ -19,7 +19,8 @@ from hybridna_core.data.inputs import warn
 from hybridna_core.errors import GuardError, OutOfMemory, Stopped
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import A, T
-from hybridna_core.train.ledger import count_places, places_of, write_ledger
+from hybridna_core.train.corpora import places_of
+from hybridna_core.train.ledger import count_places, write_ledger
 from hybridna_core.train.log import Log
 from hybridna_core.train.optim import learning_rate
 from hybridna_core.train.parallel import ALONE
@@ -220,10 +221,6 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
     since = position.setdefault("since", {"bits": 0.0, "bases": 0})
     if "ledger" not in position:
         # Snapshots of early releases have none; what was read can be told from the number of steps.
-        position["ledger"] = {}
-        count_places(position["ledger"], places_of(run, corpora, 0, position["step"]))
-    if "ledger" not in position:
-        # Snapshots of early releases have none.
         position["ledger"] = {}
         count_places(position["ledger"], places_of(run, corpora, 0, position["step"]))
     clock, tokens_since, loading, note = time.monotonic(), 0, 0.0, ""

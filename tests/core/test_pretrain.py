@@ -71,7 +71,7 @@ def failing(*steps):
 
 def test_what_a_run_leaves(whole, tmp_path):
     out = whole / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["ledger.tsv", "lock", "log.jsonl", "model", "snapshots"]
+    assert sorted(p.name for p in out.iterdir()) == ["ledger.tsv", "lock", "log.jsonl", "model", "run.json", "snapshots"]
     assert sorted(p.name for p in (out / "snapshots").iterdir()) == ["step-000000018", "step-000000020"]
     assert (out / "model" / "run.toml").read_text() == TINY_RUN
     run = read_run(whole / "run.toml")
