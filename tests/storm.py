@@ -18,13 +18,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
 from runs import lay_out, outcome
 
 # Steps of some milliseconds each; saving is half of the work.
-SETTINGS = ("stage.0.steps=40", "save.every=4", "save.log_every=1", "valid.every=16", "mixture.max_passes=100")
+SETTINGS = ("stage.0.steps=18", "save.every=2", "save.log_every=1", "valid.every=8", "mixture.max_passes=100")
+SAVES = 12
+# One thread, and kernels that nothing need be compiled for, so that runs are equal and forking is safe.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HYBRIDNA_KERNELS": "reference", "PYTHONPATH": os.path.dirname(__file__)}
 STOP_LIMIT = 25.0
 
 
@@ -75,11 +79,15 @@ class Storm:
 
     def __init__(self, folder, settings=SETTINGS):
         self.folder, self.settings = Path(folder), settings
-        # One thread, and kernels that nothing need be compiled for, so that runs are equal and forking is safe.
-        os.environ |= {"OMP_NUM_THREADS": "1", "HYBRIDNA_KERNELS": "reference"}
         self._server = multiprocessing.get_context("forkserver")
-        self._server.set_forkserver_preload(["storm", "torch", "hybridna_cli.app", "hybridna_core.commands.pretrain",
-                                             "hybridna_core.train.loop", "hybridna_core.model.hybrid"])  # fmt: skip
+        self._server.set_forkserver_preload(["storm_warm"])
+        before = dict(os.environ)
+        try:
+            os.environ |= ENVIRONMENT
+            forkserver.ensure_running()
+        finally:
+            os.environ.clear()
+            os.environ |= before
         self.run(self.folder / "first")
         began = time.monotonic()
         # The second one tells how long a run takes when nothing is loaded any more.
@@ -121,7 +129,7 @@ class Storm:
         folder = self.folder / name
         lay_out(folder)
         process = self.start(folder)
-        lines = dice.randrange(1, 30)
+        lines = dice.randrange(1, 20)
         while process.is_alive() and _count_lines(folder / "out" / "log.jsonl") < lines:
             time.sleep(0.0005)
         time.sleep(dice.random() * 0.02)
@@ -134,11 +142,13 @@ class Storm:
             os.kill(process.pid, number)
         process.join()
         seconds = time.monotonic() - began
-        over = not alive or process.exitcode == 0
+        # A run that has ended meanwhile was not hit.
+        over = process.exitcode == 0
         moment, step = "over" if over else find_moment(folder / "out"), newest_step(folder / "out")
         code = self.again(folder)
         equal = code == 0 and outcome(folder / "out") == self.whole
         if equal:
+            # What was lost otherwise stays to be looked at.
             shutil.rmtree(folder)
         return Harm(moment, step, process.exitcode, seconds, code, equal)
 
@@ -152,7 +162,7 @@ def _count_lines(path):
 
 def _wait_for_a_save(folder, process, dice):
     """Wait until a run has begun to write a snapshot, any of them, and then a little."""
-    saves, seen = dice.randrange(1, 13), set()
+    saves, seen = dice.randrange(1, SAVES + 1), set()
     while process.is_alive():
         try:
             seen |= {name for name in os.listdir(folder) if name.endswith(".partial")}
@@ -182,19 +192,24 @@ def newest_step(out):
 
 def kill_storm(folder, count, *, inside, seed=0, settings=SETTINGS):
     """Kill `count` runs, at least `inside` of them while a snapshot is being written; yield each Harm."""
-    storm, dice, hits = Storm(folder, settings), random.Random(seed), 0
-    for number in range(count):
-        # Two of three are aimed at a save until there are enough: some come too late.
-        harm = storm.kill(f"kill-{number}", dice, at_a_save=hits < inside and number % 3 != 0)
-        hits += harm.moment == "saving"
-        yield harm
+    storm, dice, kills, hits = Storm(folder, settings), random.Random(seed), 0, 0
+    while kills < count or hits < inside:
+        # Half of them are aimed at a save until there are enough: some come too late.
+        harm = storm.kill(f"kill-{kills}", dice, at_a_save=hits < inside and kills % 2 == 0)
+        if harm.moment != "over":
+            kills, hits = kills + 1, hits + (harm.moment == "saving")
+            yield harm
 
 
 def stop_storm(folder, count, *, seed=0, settings=SETTINGS):
     """Send SIGTERM to `count` runs; yield each Harm."""
     storm, dice = Storm(folder, settings), random.Random(seed)
-    for number in range(count):
-        yield storm.stop(f"stop-{number}", dice)
+    stops = 0
+    while stops < count:
+        harm = storm.stop(f"stop-{stops}", dice)
+        if harm.moment != "over":
+            stops += 1
+            yield harm
 
 
 def flip_bits(folder, count, *, seed=0):
@@ -261,7 +276,7 @@ def report(kind, count):
     for moment, runs in moments.most_common():
         mine = [h for h in harms if h.moment == moment]
         print(moment, runs, sum(h.resumed == 0 for h in mine), sum(h.equal for h in mine), sep="\t")
-    print("all", count, sum(h.resumed == 0 for h in harms), sum(h.equal for h in harms), sep="\t")
+    print("all", len(harms), sum(h.resumed == 0 for h in harms), sum(h.equal for h in harms), sep="\t")
     return all(h.equal for h in harms) and moments["saving"] >= count // 4
 
 
