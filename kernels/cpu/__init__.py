@@ -1,4 +1,4 @@
-"""Adapters to the C++ kernels: float32 on CPU; attention forward only.
+"""Adapters to the C++ kernels: float32 on CPU.
 
 tensors -> pointers and strides, copies only where the last dimension is not dense -> library -> new tensors
 """
@@ -72,12 +72,16 @@ def refuse_attention(args, kwargs):
         return f"fewer than {FEWEST_QUERIES} queries"
     if q.shape[-1] % 2 or q.shape[-1] > LARGEST_HEAD:
         return f"head_dim odd or above {LARGEST_HEAD}"
-    tensors = *args, kwargs.get("shared_k"), kwargs.get("shared_v")
-    return "no backward" if training.wanted(*tensors) else refuse(*tensors)
+    shared = kwargs.get("shared_k"), kwargs.get("shared_v")
+    if training.wanted(*args, *shared) and (q.shape[1] != args[1].shape[1] or shared[0] is not None):
+        return "no backward with earlier keys"
+    return refuse(*args, *shared)
 
 
 def attention(q, k, v, *, shared_k=None, shared_v=None):
     """Attend causally; shapes as in `reference.attention`."""
+    if training.wanted(q, k, v):
+        return training.Attention.apply(q, k, v)
     return forward.attention(q, k, v, shared_k, shared_v)
 
 

@@ -6,6 +6,8 @@
 //
 // Queries lie along the vectors, so that maxima and sums need no step across a vector.
 
+#include <cmath>
+
 #include "simd.hpp"
 
 namespace {
@@ -106,11 +108,13 @@ HYBRIDNA_EXPORT int64_t hybridna_attention_scratch(int64_t batch, int64_t kv_hea
 
 // Strides in floats; the last dimension is dense and head_dim even. The last of m keys is the last of n queries;
 // `shared` more keys, the same for every row, come before them. out (batch, n, heads, head_dim) is contiguous.
+// weight (batch, heads, n): logarithm of the sum that each query's exponentials were divided by; or null.
 HYBRIDNA_EXPORT void hybridna_attention(const float* q, int64_t q_batch, int64_t q_time, int64_t q_head, const float* k,
                                         int64_t k_batch, int64_t k_time, int64_t k_head, const float* v,
                                         int64_t v_batch, int64_t v_time, int64_t v_head, const float* shared_k,
                                         int64_t sk_time, int64_t sk_head, const float* shared_v, int64_t sv_time,
-                                        int64_t sv_head, float* out, float* scratch, float scale, int64_t batch,
+                                        int64_t sv_head, float* out, float* weight, float* scratch,
+                                        float scale, int64_t batch,
                                         int64_t n, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t m,
                                         int64_t shared, int64_t threads) {
   const Keys own{k, v, m, k_batch, k_time, k_head, v_batch, v_time, v_head};
@@ -164,6 +168,10 @@ HYBRIDNA_EXPORT void hybridna_attention(const float* q, int64_t q_batch, int64_t
         alignas(64) float inverse[WIDE];
         store(inverse, 1.0f / runs[h].sums[0]);
         store(inverse + W, 1.0f / runs[h].sums[1]);
+        if (weight)
+          for (int64_t t = 0; t < rows; t++)
+            weight[(b * heads + head + h) * n + from + t] =
+                runs[h].most[t / W][t % W] + std::log(runs[h].sums[t / W][t % W]);
         float* to = out + ((b * n + from) * heads + head + h) * head_dim;
         for (int64_t t = 0; t < rows; t++)
           for (int64_t d = 0; d < head_dim; d++)

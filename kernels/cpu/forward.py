@@ -48,8 +48,11 @@ def convolution(x, weight, bias, state):
     return y
 
 
-def attention(q, k, v, shared_k, shared_v):
-    """Attend causally; shapes as in `reference.attention`."""
+def attention(q, k, v, shared_k, shared_v, weight=None):
+    """Attend causally; shapes as in `reference.attention`.
+
+    weight  (batch, heads, n), filled with the log-sum-exp of each query's scores; None: not wanted
+    """
     library = build.library()[0]
     batch, n, heads, head_dim = q.shape
     m, kv_heads = k.shape[1:3]
@@ -62,9 +65,9 @@ def attention(q, k, v, shared_k, shared_v):
     needed = library.hybridna_attention_scratch(*(integer(i) for i in (batch, kv_heads, head_dim, m, shared)))
     scratch = q.new_empty(needed)
     library.hybridna_attention(
-        *strided(q, 3), *strided(k, 3), *strided(v, 3), *common[0], *common[1], address(out), address(scratch),
-        number(head_dim**-0.5), *(integer(i) for i in (batch, n, heads, kv_heads, head_dim, m, shared)),
-        threads(),
+        *strided(q, 3), *strided(k, 3), *strided(v, 3), *common[0], *common[1], address(out), address(weight),
+        address(scratch), number(head_dim**-0.5),
+        *(integer(i) for i in (batch, n, heads, kv_heads, head_dim, m, shared)), threads(),
     )  # fmt: skip
     return out
 

@@ -81,6 +81,32 @@ class Convolution(Function):
         return dx, sums[:width].t(), None if bias is None else sums[width], dstate
 
 
+class Attention(Function):
+    """attention without earlier keys; torch's own fused kernel goes back."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        batch, n, heads, _ = q.shape
+        weight = q.new_empty(batch, heads, n)
+        out = forward.attention(q, k, v, None, None, weight)
+        ctx.save_for_backward(q, k, v, out, weight)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        q, k, v, out, weight = ctx.saved_tensors
+        kv_heads = k.shape[2]
+        per_kv = q.shape[2] // kv_heads
+        dout, q, out, k, v = (t.transpose(1, 2) for t in (dout, q, out, k, v))
+        k, v = (t.repeat_interleave(per_kv, dim=1) if per_kv > 1 else t for t in (k, v))
+        back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        dq, dk, dv = (t.transpose(1, 2) for t in back(dout, q, k, v, out, weight, 0.0, True))
+        if per_kv > 1:
+            dk, dv = (t.unflatten(2, (kv_heads, per_kv)).sum(3) for t in (dk, dv))
+        return dq, dk, dv
+
+
 class GatedNorm(Function):
     """gated_rms_norm."""
 

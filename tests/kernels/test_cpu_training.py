@@ -118,6 +118,16 @@ def test_convolution_without_bias():
 
 
 @compiled
+@pytest.mark.parametrize("n,heads,kv_heads,head_dim", [(64, 4, 1, 32), (65, 6, 2, 18), (300, 2, 2, 64)])
+def test_attention(n, heads, kv_heads, head_dim):
+    agree(
+        cpu.attention,
+        reference.attention,
+        [2 * normal(2, n, heads, head_dim), normal(2, n, kv_heads, head_dim), normal(2, n, kv_heads, head_dim)],
+    )
+
+
+@compiled
 @pytest.mark.parametrize("width", [15, 64, 300])
 def test_norms_and_gate(width):
     y, z, weight = normal(2, 70, width), 3 * normal(2, 70, width), normal(width)
