@@ -1,10 +1,11 @@
 """`hybridna pretrain`: train a model as a run file says."""
 
+import os
 from typing import Annotated
 
 import typer
 
-from hybridna_cli.console import reporting
+from hybridna_cli.console import LOGGER, reporting
 from hybridna_cli.options import (
     AllowMissingEof,
     Device,
@@ -31,6 +32,25 @@ def pretrain(
             help="Override a key of the run file, such as stage.0.steps=100; repeatable.",
         ),
     ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override", metavar="KEY", show_default=False,
+            help="Go on though this key of the run file changed since the run began, such as optim.lr; repeatable.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="none|optim|full",
+            help="What processes started by torchrun split: nothing, the optimiser's state, or weights and gradients "
+            "too.",
+        ),
+    ] = "none",
+    rank_timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=1, help="How long such processes wait for one another before they stop."),
+    ] = 600.0,
     device: Device = "auto",
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -51,19 +71,26 @@ def pretrain(
 ):  # fmt: skip
     """Pretrain a model on genomes; run again after a stop to go on from the last snapshot.
 
+    torchrun -m hybridna_cli pretrain RUN.TOML trains with several processes, on one machine or many.
+
     The folder gets log.jsonl (one JSON line now and then), snapshots, and at the end the finished model folder,
     model. A dry run prints a table of the species: known bases trained on and held out, share, passes.
     """
     from hybridna_core.commands import pretrain as core
 
-    with reporting("pretrain", quiet, summary_json) as report:
+    # Of several processes the first one speaks for all, but for an error that is another's alone.
+    first = os.environ.get("RANK", "0") == "0"
+    with reporting("pretrain", quiet or not first, summary_json if first else None) as report:
+        if not first:
+            LOGGER.setLevel("ERROR")
         found = core.pretrain(
-            run, output=output, set=set or (), device=device, dry_run=dry_run, rebuild_index=rebuild_index,
+            run, output=output, set=set or (), override=override or (), device=device, shard=shard,
+            rank_timeout=rank_timeout, dry_run=dry_run, rebuild_index=rebuild_index,
             other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof, exclude_bed=exclude_bed,
             new_data=new_data, progress=report.progress,
         )  # fmt: skip
         report.summary = found
-    if dry_run:
+    if dry_run and first:
         print("species\tbases\theld_out\tshare\tpasses")
         for one in found.species:
             print(f"{one.name}\t{one.bases}\t{one.held_out}\t{one.share:.4f}\t{one.passes:.2f}")

@@ -3,8 +3,7 @@
 run.toml -> corpus.window(i) -> model -> loss -> optimiser -> snapshots -> model folder
 """
 
-import dataclasses
-import hashlib
+import contextlib
 import json
 import logging
 import os
@@ -13,17 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hybridna_core.data.inputs import check_input, warn
-from hybridna_core.errors import DataError, ModelError, SystemFault, UsageError
+from hybridna_core.errors import ModelError, SystemFault, UsageError
 from hybridna_core.memory import free_bytes, spell_bytes
 from hybridna_core.run_config import read_run
 
 log = logging.getLogger("hybridna")
-
-# Parts of a run that must stay as they are from start to resume.
-FIXED = ("model", "species", "stage", "seed", "mixture", "optim")
-# Their keys that came after the first release.
-LATER = ("class_", "valid_bed", "exclude_bed", "by", "classes", "soft_masked_weight", "precision",
-         "checkpoint_activations")  # fmt: skip
 
 
 class PretrainSummary(NamedTuple):
@@ -66,87 +59,188 @@ class PretrainPlan(NamedTuple):
 
 
 def pretrain(
-    run, *, output=None, set=(), device="auto", dry_run=False, rebuild_index=False, other_letters=None, rna=False,
-    allow_missing_eof=False, exclude_bed=None, new_data=False, progress=None,
+    run, *, output=None, set=(), device="auto", shard="none", rank_timeout=600.0, dry_run=False, rebuild_index=False,
+    other_letters=None, rna=False, allow_missing_eof=False, exclude_bed=None, new_data=False, override=(),
+    progress=None,
 ):  # fmt: skip
     """Train a model as a run file says; go on from the last snapshot when there is one.
 
-    run       path of the TOML file
-    output    folder of the run (snapshots, log, finished model); the file's own `output` when None
-    set       overrides such as `optim.lr=2e-3`
-    dry_run   read the configuration and the genomes, report what would be done, train and write nothing
-    exclude_bed  BED file of regions that are never read, by contig name in every species
-    new_data     go on though the genomes' content, or what is held out or excluded, changed since the run began
-    progress  called with steps done, steps in all and note=, a text
+    run           path of the TOML file
+    output        folder of the run (snapshots, log, finished model); the file's own `output` when None
+    set           overrides such as `optim.lr=2e-3`
+    shard         what processes started by torchrun split: none, optim (the optimiser's state), full (weights too)
+    rank_timeout  seconds that such processes wait for one another before they give the run up
+    dry_run       read the configuration and the genomes, report what would be done, train and write nothing
+    exclude_bed   BED file of regions that are never read, by contig name in every species
+    new_data      go on though the genomes' content, or what is held out or excluded, changed since the run began
+    override      keys of the run file that may differ from the run's beginning, such as `optim.lr`
+    progress      called with steps done, steps in all and note=, a text
     rebuild_index, other_letters, rna, allow_missing_eof: as `open_genome` has them, for every FASTA of the run
     Returns a PretrainSummary, or a PretrainPlan of a dry run. A run that is finished is not trained again.
-    Raises UsageError, DataError, ModelError, SystemFault, GuardError, Stopped.
+    Raises UsageError, DataError, ModelError, SystemFault, GuardError, OutOfMemory, Stopped; Elsewhere on ranks that
+    another one speaks for.
     """
+    from hybridna_core.checkpoint import check_target
+    from hybridna_core.train.corpora import make_corpora, open_species, write_record
+    from hybridna_core.train.fingerprint import check_unchanged, take_fingerprint
+    from hybridna_core.train.loop import choose_precision, train
+    from hybridna_core.train.parallel import join
+    from hybridna_core.train.snapshots import find_snapshot, hold_folder
+
     started = time.monotonic()
-    path = Path(check_input(run, random_access=True))
-    # Read now: the file may be another one when training ends.
-    run_file = path.read_bytes()
-    overrides, run = list(set), read_run(path, set)
-    folder = Path(output or run.output)
-    if not (output or run.output):
-        raise UsageError("no output folder", where=path, hint='give -o DIR, or output = "DIR" in the run file')
-    _check_folder(folder)
-
-    from hybridna_core.checkpoint import check_target, choose_device, save_model
-    from hybridna_core.model.hybrid import HybridLM, count_parameters
-    from hybridna_core.train.corpora import make_corpora, open_species, run_tokens, write_record
-    from hybridna_core.train.ledger import spell_ledger
-    from hybridna_core.train.loop import train
-    from hybridna_core.train.optim import make_optimizer
-    from hybridna_core.train.snapshots import find_snapshot, hold_folder, restore_snapshot
-
-    target = choose_device(device)
     reading = {"rebuild_index": rebuild_index, "other_letters": other_letters, "rna": rna,
                "allow_missing_eof": allow_missing_eof}  # fmt: skip
-    species = open_species(run, exclude_bed=exclude_bed, scan=dry_run, **reading)
-    corpora = make_corpora(run, species)
-    _warn_of_traps(run, species)
-    parameters = count_parameters(run.model)
-    steps, tokens = sum(s.steps for s in run.stage), run_tokens(run)
-    memory = estimate_memory(run, parameters)
-    free = free_bytes(target)
-    if free is not None and memory > free:
-        warn("memory", f"about {spell_bytes(memory)} of memory are needed, {spell_bytes(free)} are free")
-    if dry_run:
-        return PretrainPlan(str(folder), steps, tokens, parameters, f"about {spell_bytes(memory)}",
-                            time.monotonic() - started, plan_species(run, species, corpora))  # fmt: skip
+    with join(device, shard=shard, timeout=rank_timeout) as world, contextlib.ExitStack() as held:
+        with world.together():
+            path = Path(check_input(run, random_access=True))
+            # Read now: the file may be another one when training ends.
+            run_file = path.read_bytes()
+            overrides, run = list(set), read_run(path, set)
+            folder = Path(output or run.output)
+            if not (output or run.output):
+                raise UsageError("no output folder", where=path, hint='give -o DIR, or output = "DIR" in the run file')
+            _check_folder(folder)
+            _check_divides(run, world.size)
+        # The first process packs and indexes what the others then find.
+        species = world.in_turn(lambda: open_species(run, exclude_bed=exclude_bed, scan=dry_run, **reading))
+        with world.together():
+            corpora = make_corpora(run, species)
+        plan = _plan(run, folder, species, world)
+        if dry_run:
+            return plan._replace(seconds=time.monotonic() - started, species=plan_species(run, species, corpora))
+        finished, precision = folder / "model", choose_precision(run.optim.precision, world.device)
+        snapshot = position = measured = None
+        with world.together():
+            if world.is_first:
+                held.enter_context(hold_folder(folder))
+                check_target(finished, force=True)
+                init = _load_init(run)
+                fingerprint = take_fingerprint(run, species, precision, init.digest if init else "")
+                snapshot, position = find_snapshot(folder / "snapshots")
+                if position is None:
+                    position = _start(folder, species)
+                else:
+                    check_unchanged(position["run"], fingerprint, folder, run, species, new_data=new_data,
+                                    override=tuple(override))  # fmt: skip
+                    measured = _measured(finished) if position["step"] == plan.steps else None
+                    _go_on(position, fingerprint, plan.steps, measured)
+                position["run"] = fingerprint
+                if measured is None:
+                    write_record(folder, path, overrides, exclude_bed, reading)
+        snapshot, position, measured = world.share((snapshot, position, measured))
+        if measured is None:
+            model, optimizer = _build(run, snapshot, folder, world)
+            position, measured = train(
+                model, optimizer, run, corpora, species, folder=folder, position=position, progress=progress,
+                precision=precision, world=world,
+            )  # fmt: skip
+            model = world.whole_model(model)
+            with world.together():
+                if world.is_first:
+                    record = {"seen_bases": position["seen"], "valid": measured, "set": overrides,
+                              "precision": precision}  # fmt: skip
+                    _save(finished, model, run, record, run_file, position["ledger"], species)
+    return PretrainSummary(str(finished), plan.steps, plan.tokens, plan.parameters, measured,
+                           time.monotonic() - started)  # fmt: skip
 
-    finished = folder / "model"
-    with hold_folder(folder):
-        check_target(finished, force=True)
-        snapshot, position = find_snapshot(folder / "snapshots")
-        fingerprint = _fingerprint(run, species)
-        if position is not None:
-            _check_unchanged(position["run"], fingerprint, folder, run, species, new_data)
-            measured = _measured(finished) if position["step"] == steps else None
-            if measured is not None:
-                log.info("finished already; nothing is left to train")
-                seconds = time.monotonic() - started
-                return PretrainSummary(str(finished), steps, tokens, parameters, measured, seconds)
-            log.info("going on from step %s of %s", f"{position['step']:,}", f"{steps:,}")
-            position["run"] = fingerprint
-        else:
-            if (folder / "log.jsonl").exists():
-                log.info("no snapshot was written yet; starting from step 0")
-            position = {"step": 0, "seen": {s.name: 0 for s in species}, "ledger": {}, "run": fingerprint}
-        write_record(folder, path, overrides, exclude_bed, reading)
-        model = HybridLM(run.model, device=target, seed=run.seed)
-        optimizer = make_optimizer(model, run.optim)
-        if snapshot is not None:
-            restore_snapshot(snapshot, model, optimizer)
-        position, measured = train(model, optimizer, run, corpora, species, folder=folder, position=position,
-                                   progress=progress)  # fmt: skip
-        model.name = run.name
-        record = {"seen_bases": position["seen"], "valid": measured, "set": overrides}
-        ledger = spell_ledger(position["ledger"], species)
-        extra = {"run.toml": run_file, "ledger.tsv": ledger, "training.json": json.dumps(record, indent=2) + "\n"}
-        save_model(finished, model, extra_files=extra, force=True)
-    return PretrainSummary(str(finished), steps, tokens, parameters, measured, time.monotonic() - started)
+
+def _check_divides(run, size):
+    """Raise UsageError unless every stage's rows divide evenly among the ranks."""
+    for number, stage in enumerate(run.stage):
+        rows = stage.batch_tokens // stage.context_length
+        if rows % size:
+            what = f"{rows} windows a step cannot be divided among {size} ranks"
+            close = max(1, rows // size) * size * stage.context_length
+            hint = f"batch_tokens = {close} can be, or start another number of ranks"
+            raise UsageError(what, where=f"stage[{number}]", hint=hint)
+
+
+def _plan(run, folder, species, world):
+    """Return the plan of a run, but for the species; warn of what may come to nothing, and of too little memory."""
+    from hybridna_core.model.hybrid import count_parameters
+    from hybridna_core.train.corpora import run_tokens
+
+    parameters = count_parameters(run.model)
+    memory = estimate_memory(run, parameters, shard=world.shard, size=world.size)
+    if world.is_first:
+        _warn_of_traps(run, species)
+        free = free_bytes(world.device)
+        if free is not None and memory > free:
+            warn("memory", f"about {spell_bytes(memory)} of memory are needed, {spell_bytes(free)} are free")
+    steps = sum(s.steps for s in run.stage)
+    return PretrainPlan(str(folder), steps, run_tokens(run), parameters, f"about {spell_bytes(memory)}", 0.0, ())
+
+
+def _start(folder, species):
+    """Return the position of a run that begins."""
+    if (folder / "log.jsonl").exists():
+        log.info("no snapshot was written yet; starting from step 0")
+    return {"step": 0, "seen": {s.name: 0 for s in species}, "ledger": {}}
+
+
+def _go_on(position, fingerprint, steps, measured):
+    """Say from where a run goes on, and forget what an earlier setting had led to."""
+    if measured is not None:
+        log.info("finished already; nothing is left to train")
+        return
+    log.info("going on from step %s of %s", f"{position['step']:,}", f"{steps:,}")
+    key = "optim.microbatch_tokens"
+    if position["run"].get("settings", {}).get(key) != fingerprint["settings"].get(key):
+        position.pop("microbatch_tokens", None)
+
+
+def _load_init(run):
+    """Load the model that a run begins with; None without one. Raise ModelError if it is built in another way."""
+    from hybridna_core.checkpoint import load_model
+
+    if not run.init:
+        return None
+    model = load_model(run.init, device="cpu")
+    theirs, ours = model.config.to_dict(), run.model.to_dict()
+    # A longer context is what a warm start is often for.
+    differing = [key for key in ours if theirs[key] != ours[key] and key != "max_position_embeddings"]
+    if differing:
+        words = ", ".join(f"{key} is {theirs[key]!r}, the run's {ours[key]!r}" for key in differing[:5])
+        raise ModelError(f"does not fit the run's [model]: {words}", where=run.init)
+    return model
+
+
+def _build(run, snapshot, folder, world):
+    """Return model and optimiser, or this rank's share of them, as the snapshot, init or the seed have it."""
+    from hybridna_core.model.hybrid import HybridLM
+    from hybridna_core.train.optim import make_optimizer
+    from hybridna_core.train.snapshots import check_space, restore_snapshot
+
+    model = HybridLM(run.model, device=world.device, seed=run.seed)
+    with world.together():
+        if world.is_first:
+            check_space(folder, model, keep=run.save.keep)
+        if snapshot is None and run.init:
+            model.load_state_dict(_load_init(run).state_dict())
+    for block in model.model.layers:
+        block.recompute = run.optim.checkpoint_activations
+    world.shard_model(model)
+    optimizer = world.shard_optimizer(make_optimizer(model, run.optim))
+    if snapshot is not None:
+        restore_snapshot(snapshot, model, optimizer, world)
+    return model, optimizer
+
+
+def _save(folder, model, run, record, run_file, ledger, species):
+    """Write the finished model folder, with what says how it came to be."""
+    from hybridna_core.checkpoint import save_model
+    from hybridna_core.train.corpora import run_tokens
+    from hybridna_core.train.ledger import spell_ledger
+
+    model.name = run.name
+    card = (
+        f"# {run.name}\n\n{sum(p.numel() for p in model.parameters()):,} parameters, trained by `hybridna pretrain` on "
+        f"{run_tokens(run):,} tokens in {record['precision']}{f', from {run.init}' if run.init else ''}. `run.toml` is "
+        f"its run file, `training.json` what it came to, `ledger.tsv` how often each contig was read.\n"
+    )
+    extra = {"run.toml": run_file, "ledger.tsv": spell_ledger(ledger, species),
+             "training.json": json.dumps(record, indent=2) + "\n"}  # fmt: skip
+    save_model(folder, model, card=card, extra_files=extra, force=True)
 
 
 def plan_species(run, species, corpora):
@@ -161,8 +255,8 @@ def plan_species(run, species, corpora):
     )
 
 
-def estimate_memory(run, parameters):
-    """Estimate the bytes that training takes: weights, gradients, two moments, activations, torch itself."""
+def estimate_memory(run, parameters, *, shard="none", size=1):
+    """Estimate the bytes that one rank takes: weights, gradients, two moments, activations, torch itself."""
     config = run.model
     at_once = max(
         max(1, min(s.batch_tokens, run.optim.microbatch_tokens) // s.context_length) * s.context_length
@@ -171,8 +265,16 @@ def estimate_memory(run, parameters):
     # Floats per token that the backward pass reads again, counted with autograd's saved-tensor hooks.
     mlp = 4 * config.intermediate_size
     mamba = 6 * config.hidden_size + 19 * config.mamba_width + 18 * config.mamba_n_groups * config.mamba_d_state
-    per_token = sum(mlp + (mamba if kind == "mamba" else 10 * config.hidden_size) for kind in config.layer_types)
-    return int(16 * parameters + 1.25 * 4 * per_token * at_once + 350 * 2**20)
+    each = [mlp + (mamba if kind == "mamba" else 10 * config.hidden_size) for kind in config.layer_types]
+    per_token = sum(each)
+    if run.optim.checkpoint_activations:
+        # The input of every block, and one block at a time.
+        per_token = config.hidden_size * len(each) + max(each)
+    per_parameter = {"none": 16, "optim": 8 + 8 / size, "full": 16 / size}[shard]
+    if shard == "full":
+        # Gathered for the pass through it: one block, and the next one already.
+        per_parameter += 8 / len(each)
+    return int(per_parameter * parameters + 1.25 * 4 * per_token * at_once + 350 * 2**20)
 
 
 def _check_folder(folder):
@@ -213,67 +315,3 @@ def _measured(folder):
         return read_json(folder / "training.json")["valid"]
     except (ModelError, UsageError, OSError, KeyError):
         return None
-
-
-def _fingerprint(run, species):
-    """Digest what must stay the same from start to resume: parts of the run file, and the genomes' content."""
-    table = _without_later(run)
-    parts = {k: hashlib.sha256(json.dumps(table[k], sort_keys=True).encode()).hexdigest()[:16] for k in FIXED}
-    data = hashlib.sha256()
-    masked = run.mixture.soft_masked_weight != 1
-    for config, one in zip(run.species, species, strict=True):
-        data.update(repr((one.name, config.weight, config.class_)).encode())
-        data.update(one.fingerprint(masked).encode())
-    return {**parts, "genomes": data.hexdigest()[:16]}
-
-
-def _without_later(config):
-    """Turn a configuration into tables, without keys of later releases that stand at their default.
-
-    A run that leaves them out is the run it was before they came, and goes on as such.
-    """
-    if isinstance(config, tuple):
-        return [_without_later(one) for one in config]
-    if not dataclasses.is_dataclass(config):
-        return config
-    table = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.name not in LATER or value != default:
-            table[field.name] = _without_later(value)
-    return table
-
-
-def _early_data(run, species):
-    """Digest the genomes' content as early releases did, which read all of it."""
-    data = hashlib.sha256()
-    for config, one in zip(run.species, species, strict=True):
-        for stretch in [*one.train, *one.valid]:
-            place = (one.name, config.weight, stretch.contig, stretch.start, stretch.end)
-            data.update(repr(place).encode())
-            for at in range(0, len(stretch.ids), 2**24):
-                data.update(stretch.ids[at : at + 2**24])
-    return data.hexdigest()[:16]
-
-
-def _check_unchanged(before, now, folder, run, species, new_data=False):
-    """Compare fingerprints; raise UsageError for a changed configuration, DataError for changed genomes."""
-    changed = [k for k in FIXED if before.get(k) != now[k]]
-    knows_data = "genomes" in before or "data" in before
-    if "genomes" in before:
-        same_data = before["genomes"] == now["genomes"]
-    else:
-        # Snapshots of the first release know the genomes by their paths alone.
-        same_data = "data" not in before or before["data"] == _early_data(run, species)
-    if "species" in changed and knows_data and (same_data or new_data):
-        # Only the paths are others: the genomes were moved.
-        changed.remove("species")
-    if changed:
-        raise UsageError(f"{', '.join(changed)} changed since the run began", where=folder,
-                         hint="undo the change, or give another output folder")  # fmt: skip
-    if not same_data and new_data:
-        warn("new-data", "the genomes' content changed since the run began; going on with what they are now")
-    elif not same_data:
-        raise DataError("the genomes' content changed since the run began", where=folder,
-                        hint="put the old files back, or give another output folder, or --new-data")  # fmt: skip

@@ -216,11 +216,13 @@ class World:
     @torch.no_grad()
     def whole_weights(self, model):
         """Return {name: whole tensor} of the parameters, in main memory; on the first process only, else empty."""
+        self._settle(model)
         return self._whole(dict(model.named_parameters()))
 
     @torch.no_grad()
     def whole_moments(self, optimizer, model):
         """Return {name: whole tensor} of the optimiser's state, in main memory; on the first process only."""
+        self._settle(model)
         mine = optimizer_tensors(optimizer, model)
         if self.shard != "optim":
             return self._whole(mine)
@@ -235,6 +237,11 @@ class World:
                 if self.is_first:
                     found[name] = value.cpu()
         return found
+
+    def _settle(self, model):
+        """Let go of weights that were gathered for a pass without a way back, as validation makes them."""
+        if self.shard == "full":
+            model.reshard()
 
     def _whole(self, tensors):
         found = {}
@@ -265,7 +272,7 @@ class World:
 
     def own_weight(self, value, parameter):
         """Return what this process holds of a whole tensor that is to be put into a parameter."""
-        if not hasattr(parameter, "full_tensor") or value.shape != parameter.shape:
+        if not hasattr(parameter, "full_tensor"):
             return value
         from torch.distributed.tensor import distribute_tensor
 
@@ -280,9 +287,10 @@ class World:
         mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
         found = {}
         for name, value in sorted(tensors.items()):
-            parameter = parameters[name.split(".", 1)[1]]
-            if id(parameter) in mine:
-                found[name] = self.own_weight(value, parameter)
+            key, weight = name.split(".", 1)
+            if id(parameters[weight]) in mine:
+                # A count of steps belongs to every share.
+                found[name] = value if key == "step" else self.own_weight(value, parameters[weight])
         return found
 
 
@@ -325,11 +333,6 @@ def join(device="auto", *, shard="none", timeout=600.0):
     yield World(place, rank=rank, size=size, shard=shard, store=store, control=control)
     # After an error the others may be gone, and taking leave would wait for them.
     dist.destroy_process_group()
-
-
-def this_rank():
-    """Return the number of this process among those that torchrun started, 0 outside."""
-    return _number("RANK", 0)
 
 
 def _number(name, otherwise):

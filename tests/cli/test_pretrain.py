@@ -243,7 +243,8 @@ def test_a_changed_run_and_a_finished_one(call, tmp_path):
     assert call()[0] == 0
     before = weights(tmp_path / "out")
     code, _, err = call("seed=1")
-    assert code == 2 and "out: seed changed since the run began; undo the change, or give another output folder" in err
+    assert code == 2 and "out: seed (0 before, 1 now) changed since the run began; undo the change, or " in err
+    assert "accept it with --override seed" in err
     code, _, err = call()
     assert code == 0 and "hybridna pretrain: finished already; nothing is left to train" in err
     assert weights(tmp_path / "out") == before

@@ -21,7 +21,7 @@ from hybridna_core.errors import DataError, GuardError, HybriDNAError, OutOfMemo
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.run_config import read_run
 from hybridna_core.tokenizer import decode
-from hybridna_core.train import loop
+from hybridna_core.train import fingerprint, loop
 from hybridna_core.train.optim import make_optimizer
 from hybridna_core.train.snapshots import restore_snapshot
 
@@ -71,7 +71,14 @@ def failing(*steps):
 
 def test_what_a_run_leaves(whole, tmp_path):
     out = whole / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["ledger.tsv", "lock", "log.jsonl", "model", "run.json", "snapshots"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "ledger.tsv",
+        "lock",
+        "log.jsonl",
+        "model",
+        "run.json",
+        "snapshots",
+    ]
     assert sorted(p.name for p in (out / "snapshots").iterdir()) == ["step-000000018", "step-000000020"]
     assert (out / "model" / "run.toml").read_text() == TINY_RUN
     run = read_run(whole / "run.toml")
@@ -326,33 +333,87 @@ def begun(tmp_path):
     return path
 
 
+UNDO = " changed since the run began; undo the change, or give another output folder"
+
+
 @pytest.mark.parametrize(
-    ("override", "part"),
+    ("change", "words", "accept"),
     [
-        ("seed=1", "seed"),
-        ("optim.lr=1e-3", "optim"),
-        ("model.intermediate_size=32", "model"),
-        ("model.bos_token_id=3", "model"),
-        ("stage.1.steps=7", "stage"),
-        ("mixture.power=0.5", "mixture"),
-        ("species.0.weight=0.5", "species"),
-        ("species.1.valid=['c1:1-200']", "species"),
-        ("species.0.name=bugs", "species"),
+        ("seed=1", "seed (0 before, 1 now)", "--override seed"),
+        ("optim.lr=2e-3", "optim.lr (0.005 before, 0.002 now)", "--override optim.lr"),
+        ("optim.microbatch_tokens=64", "optim.microbatch_tokens (128 before, 64 now)",
+         "--override optim.microbatch_tokens"),
+        ("optim.precision=bf16", 'precision ("fp32" before, "bf16" now)', "--override precision"),
+        ("model.intermediate_size=32", "model.intermediate_size (16 before, 32 now)", None),
+        ("model.bos_token_id=3", "model.bos_token_id (the default before, 3 now)", None),
+        ("stage.1.steps=7", "stage.1.steps (6 before, 7 now)", "--override stage.1.steps"),
+        ("stage.0.batch_tokens=512", "stage.0.batch_tokens (256 before, 512 now)", "--override stage.0.batch_tokens"),
+        ("stage.1.context_length=64", "stage.1.context_length (128 before, 64 now)",
+         "--override stage.1.context_length"),
+        ("mixture.power=0.5", "mixture.power (the default before, 0.5 now)", "--override mixture.power"),
+        ("species.0.weight=0.5", "species.0.weight (the default before, 0.5 now)", "--new-data"),
+        ("species.1.valid=['c1:1-200']", 'species.1.valid (the default before, ["c1:1-200"] now)', "--new-data"),
+        ("species.0.name=bugs", 'species.0.name ("bug" before, "bugs" now)', "--new-data"),
     ],
-)
-def test_a_changed_configuration_is_refused(begun, override, part):
+)  # fmt: skip
+def test_a_changed_configuration_is_refused(begun, change, words, accept):
     kept = {p: p.read_bytes() for p in (begun.parent / "out").rglob("*") if p.is_file() and p.name != "lock"}
     with pytest.raises(UsageError) as caught:
-        pretrain(begun, device="cpu", set=[override])
+        pretrain(begun, device="cpu", set=[change])
     assert caught.value.exit_code == 2
-    due = f"{begun.parent / 'out'}: {part} changed since the run began; undo the change, or give another output folder"
-    assert str(caught.value) == due
+    due = f"{begun.parent / 'out'}: {words}{UNDO}"
+    assert str(caught.value) == (due if accept is None else f"{due}, or accept it with {accept}")
     assert kept == {p: p.read_bytes() for p in (begun.parent / "out").rglob("*") if p.is_file() and p.name != "lock"}
 
 
 def test_several_changes_are_all_named(begun):
-    with pytest.raises(UsageError, match="model, seed, optim changed"):
-        pretrain(begun, device="cpu", set=["seed=1", "model.intermediate_size=8", "optim.clip=2"])
+    changes = ["seed=1", "optim.clip=2.0", "stage.1.steps=7"]
+    with pytest.raises(UsageError, match=r"stage\.1\.steps .*seed .*optim\.clip .* changed") as caught:
+        pretrain(begun, device="cpu", set=changes)
+    keys = ["stage.1.steps", "seed", "optim.clip"]
+    assert str(caught.value).endswith(" ".join(f"--override {key}" for key in keys))
+    with pytest.raises(UsageError, match=r"out: seed \(0 before, 1 now\) changed"):
+        pretrain(begun, device="cpu", set=changes, override=["optim", "stage.1.steps"])
+
+
+def test_a_change_that_is_stated_is_accepted(begun, caplog):
+    caplog.set_level("INFO")
+    pretrain(begun, device="cpu", set=["optim.lr=2e-3", "stage.1.steps=8"], override=["optim.lr", "stage"])
+    assert "optim.lr (0.005 before, 0.002 now) changed since the run began, as --override allows" in caplog.messages
+    entries = [e for e in log_lines(begun.parent / "out") if "lr" in e]
+    assert entries[1]["lr"] > 2e-3 and max(e["lr"] for e in entries[2:]) < 2e-3
+    assert entries[-1]["step"] == 22
+    # From here on it is the run's own setting.
+    pretrain(begun, device="cpu", set=["optim.lr=2e-3", "stage.1.steps=8"])
+    with pytest.raises(UsageError, match=r"optim\.lr"):
+        pretrain(begun, device="cpu", set=["stage.1.steps=8"])
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("model.hidden_size", "begin again in another folder"),
+        ("species.0.fasta", "--new-data accepts other genomes"),
+        ("optm.lr", "did you mean 'optim'?"),
+        ("output", "known are stage, seed, mixture, optim, precision, version"),
+    ],
+)
+def test_what_cannot_be_overridden(begun, key, hint):
+    with pytest.raises(UsageError) as caught:
+        pretrain(begun, device="cpu", override=[key])
+    assert str(caught.value) == f"--override: {key!r} cannot be overridden; {hint}"
+
+
+def test_another_version_is_refused(begun, monkeypatch):
+    monkeypatch.setattr(fingerprint, "version", lambda: "9.0")
+    with pytest.raises(UsageError, match=r'out: version \("[^"]+" before, "9.0" now\) changed.*--override version$'):
+        pretrain(begun, device="cpu")
+    pretrain(begun, device="cpu", override=["version"])
+
+
+def test_how_blocks_are_remembered_may_change(begun, whole):
+    pretrain(begun, device="cpu", set=["optim.checkpoint_activations=true"])
+    assert weights(begun.parent / "out") == weights(whole / "out")
 
 
 def test_changed_genomes_are_refused(begun):
@@ -384,7 +445,9 @@ def test_snapshots_of_the_first_release_go_on(begun, whole):
     newest = begun.parent / "out" / "snapshots" / "step-000000009"
     position = json.loads((newest / "position.json").read_text())
     assert position.keys() == {"step", "seen", "ledger", "run", "since"}
-    del position["since"], position["ledger"], position["run"]["genomes"]
+    for key in ("genomes", "init", "settings"):
+        del position["run"][key]
+    del position["since"], position["ledger"]
     (newest / "position.json").write_text(json.dumps(position))
     (newest / "manifest.json").unlink()
     write_manifest(newest)
@@ -400,7 +463,8 @@ def test_the_fingerprint_stays_as_published(tmp_path, monkeypatch):
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
     run = read_run("run.toml")
-    found = module._fingerprint(run, [load_species(s) for s in run.species])
+    found = fingerprint.take_fingerprint(run, [load_species(s) for s in run.species])
+    assert found.pop("init") == "" and found.pop("settings")["optim.lr"] == 5e-3
     assert found.pop("genomes") == "e1461a60ca54ab1e"
     assert found == {
         "model": "1f2786f57dd0d7c5", "species": "9120a1765e977ea0", "stage": "e5778454890cdc35",
