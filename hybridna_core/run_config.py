@@ -12,6 +12,8 @@ from hybridna_core.errors import SystemFault, UsageError, nearest
 
 TOML_BYTES_LIMIT = 8 * 2**20
 MIXTURES = ("size", "class", "weights")
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -108,6 +110,8 @@ class StageConfig:
 class OptimConfig:
     """AdamW with the published settings; schedule after warm-up and weight decay are unpublished, hence ASSUMED.
 
+    optimizer          adamw, or muon: Muon for the projection matrices, AdamW for the rest
+    schedule           cosine, or constant with a straight way down over the last share `cooldown` of all steps
     final_lr           learning rate at the very end, as a share of lr
     clip               norm that gradients are cut down to
     microbatch_tokens  tokens that a rank reads at once; a window longer than that is read alone
@@ -115,7 +119,10 @@ class OptimConfig:
     checkpoint_activations  compute each block again on the way back rather than keep what it computed
     """
 
+    optimizer: str = "adamw"
     lr: float = 1e-3
+    schedule: str = "cosine"
+    cooldown: float = 0.2
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     warmup_steps: int = 2000
@@ -128,6 +135,9 @@ class OptimConfig:
 
     def __post_init__(self):
         check_types(self)
+        require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+        require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        require(0 <= self.cooldown <= 1, "cooldown", self.cooldown, "between 0 and 1")
         require(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         require(self.lr > 0, "lr", self.lr, "above 0")
         require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)")
@@ -168,6 +178,40 @@ class ValidConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """When a step is skipped for its loss (bits per base), and when the run stops over it.
+
+    sigma   standard deviations above the mean of the last steps that make a spike; 0: no step is ever skipped
+    window  steps that mean and deviation are taken of; none is judged before there are so many in its stage
+    floor   a rise of fewer bits than this is no spike, however quiet the steps before were
+    stop    steps skipped in a row that end the run
+    """
+
+    sigma: float = 6.0
+    window: int = 128
+    floor: float = 0.05
+    stop: int = 10
+
+    def __post_init__(self):
+        check_types(self)
+        require(self.sigma >= 0, "sigma", self.sigma, "0 or more")
+        require(self.window >= 2, "window", self.window, "at least 2")
+        require(self.floor >= 0, "floor", self.floor, "0 or more")
+        require(self.stop >= 1, "stop", self.stop, "at least 1")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where the log goes beside log.jsonl: tensorboard, and a project of Weights & Biases when wandb names one."""
+
+    tensorboard: bool = False
+    wandb: str = ""
+
+    def __post_init__(self):
+        check_types(self)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One pretraining run, as its TOML file says it. `model` is a preset's name with changed fields beside it.
 
@@ -185,6 +229,8 @@ class RunConfig:
     optim: OptimConfig = OptimConfig()
     save: SaveConfig = SaveConfig()
     valid: ValidConfig = ValidConfig()
+    guard: GuardConfig = GuardConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self):
         check_types(self)

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from hybridna_core.data.corpus import validation_windows
 from hybridna_core.data.inputs import warn
 from hybridna_core.errors import GuardError, OutOfMemory, Stopped
+from hybridna_core.memory import spell_bytes, used_bytes
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import A, T
 from hybridna_core.train.corpora import places_of
+from hybridna_core.train.guards import Spike, SpikeGuard, spell_spike
 from hybridna_core.train.ledger import count_places, write_ledger
 from hybridna_core.train.log import Log
 from hybridna_core.train.optim import learning_rate
@@ -33,12 +35,18 @@ LN2 = math.log(2)
 class StepResult(NamedTuple):
     """What one step did on all ranks: mean loss over counted bases (bits), their number, gradient norm before clipping.
 
-    bases is the sum of the bases' weights where they have some.
+    bases is the sum of the bases' weights where they have some; spike says why the step was not taken.
     """
 
     bits: float
     bases: float
     gradient_norm: float
+    spike: Spike | None = None
+
+
+def choose_precision(wanted, device):
+    """Turn auto, fp32 or bf16 into the last two: auto is bf16 on a GPU, as the published models were trained."""
+    return wanted if wanted != "auto" else ("fp32" if device.type == "cpu" else "bf16")
 
 
 def with_start(ids, bos):
@@ -91,13 +99,14 @@ def count_bases(tokens, weights=None):
 
 def train_step(
     model, optimizer, tokens, weights=None, *, lr, clip, microbatch_tokens, bases=None, precision="fp32", world=ALONE,
-    names=None,
+    names=None, judge=None,
 ):  # fmt: skip
     """Take one optimiser step over the rows of all ranks; they weigh the same however they are split.
 
     tokens, weights  (batch, n) of this rank, see `loss_sum`
     bases            counted bases of all ranks, those of `tokens` when None
     names            per rank, what its rows are called in messages
+    judge            called with the bits per base of all ranks; a Spike from it leaves the weights as they were
     raises           GuardError on a non-finite loss or gradient on any rank, OutOfMemory; weights are then as before
     """
     rows = max(1, microbatch_tokens // tokens.shape[1])
@@ -132,12 +141,17 @@ def train_step(
     world.sum_gradients(model)
     norm, total = _clip(model, clip), sum(report[0] for report in reports)
     _refuse_nonfinite(model, [(total, norm)])
+    result = StepResult(total / (bases or 1) / LN2, bases, norm)
+    spike = judge(result.bits) if judge is not None else None
+    if spike is not None:
+        model.zero_grad(set_to_none=True)
+        return result._replace(spike=spike)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     world.spread_weights(optimizer)
     model.zero_grad(set_to_none=True)
-    return StepResult(total / (bases or 1) / LN2, bases, norm)
+    return result
 
 
 def _clip(model, clip):
@@ -223,6 +237,7 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
         # Snapshots of early releases have none; what was read can be told from the number of steps.
         position["ledger"] = {}
         count_places(position["ledger"], places_of(run, corpora, 0, position["step"]))
+    guard = SpikeGuard(run.guard, position.setdefault("guard", {}))
     clock, tokens_since, loading, note = time.monotonic(), 0, 0.0, ""
     progress = progress if world.is_first else None
     with contextlib.ExitStack() as stack:
@@ -238,15 +253,21 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
         if progress:
             progress(position["step"], total)
         while position["step"] < total:
-            stage, lr, result, seconds = _take_step(model, optimizer, run, corpora, ends, position, precision, world)
+            stage, lr, result, seconds = _take_step(
+                model, optimizer, run, corpora, ends, position, precision, world, guard
+            )
             step = position["step"]
             tokens_since += run.stage[stage].batch_tokens
             loading += seconds
-            since["bits"] += result.bits * result.bases
-            since["bases"] += result.bases
+            if result.spike is None:
+                since["bits"] += result.bits * result.bases
+                since["bases"] += result.bases
+            elif log is not None:
+                log.write(step=step, stage=stage, skipped=result.spike._asdict())
+                warn("spike", f"step {step:,} skipped: {spell_spike(result.spike)}")
             if step % run.save.log_every == 0 or step == total:
                 now = time.monotonic()
-                bits, rate = since["bits"] / max(1, since["bases"]), tokens_since / (now - clock)
+                bits, rate = since["bits"] / since["bases"] if since["bases"] else None, tokens_since / (now - clock)
                 if log is not None:
                     log.write(
                         step=step, stage=stage, bits_per_base=bits, lr=lr, gradient_norm=result.gradient_norm,
@@ -255,7 +276,7 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
                     )  # fmt: skip
                 clock, tokens_since, loading = now, 0, 0.0
                 since.update(bits=0.0, bases=0)
-                note = f"{bits:.3f} bits/base, {rate:,.0f} tokens/s"
+                note = spell_note(bits, rate, used_bytes(world.device))
             if progress:
                 progress(step, total, note=note)
             paused = time.monotonic()
@@ -272,7 +293,7 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
         return position, world.share(log and (log.valid_at(total) or {}))
 
 
-def _take_step(model, optimizer, run, corpora, ends, position, precision, world):
+def _take_step(model, optimizer, run, corpora, ends, position, precision, world, guard):
     """Take the next step and move the position on.
 
     returns  the stage's number, the learning rate, the StepResult, the seconds that this rank's windows took to read
@@ -291,6 +312,7 @@ def _take_step(model, optimizer, run, corpora, ends, position, precision, world)
         loading = time.perf_counter() - began
     tokens = with_start(np.stack([window.ids for window in windows]), run.model.bos_token_id)
     weights = stack_weights(windows, run.model.bos_token_id)
+    guard.enter(stage)
     microbatch = position.get("microbatch_tokens", run.optim.microbatch_tokens)
     try:
         while True:
@@ -299,7 +321,9 @@ def _take_step(model, optimizer, run, corpora, ends, position, precision, world)
                     model, optimizer, tokens, lr=lr, clip=run.optim.clip, microbatch_tokens=microbatch,
                     bases=world.sum(count_bases(tokens, weights)), precision=precision, world=world, weights=weights,
                     names=[_spell_windows(numbers[rank :: world.size], stage) for rank in range(world.size)],
+                    judge=guard.find_spike,
                 )  # fmt: skip
+                guard.note(result.bits, result.spike)
                 break
             except OutOfMemory:
                 microbatch = _smaller_microbatch(tokens, microbatch, step + 1, world)
@@ -314,6 +338,16 @@ def _take_step(model, optimizer, run, corpora, ends, position, precision, world)
     count_places(position["ledger"], places)
     position["step"] = step + 1
     return stage, lr, result, loading
+
+
+def spell_note(bits, rate, memory):
+    """Spell how training goes: 1.902 bits/base, 12,345 tokens/s, 3.2 GiB; what is None is left out."""
+    parts = [f"{rate:,.0f} tokens/s"]
+    if bits is not None:
+        parts.insert(0, f"{bits:.3f} bits/base")
+    if memory is not None:
+        parts.append(spell_bytes(memory))
+    return ", ".join(parts)
 
 
 def _spell_windows(numbers, stage):
