@@ -24,6 +24,7 @@ COMMANDS = {
     "embed": "embed",
     "generate": "generate",
     "pretrain": "pretrain",
+    "leakage": "leakage",
     "evaluate": "evaluate",
     "bench": "bench",
     "models": "models",

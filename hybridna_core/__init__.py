@@ -16,6 +16,7 @@ _PUBLIC = {
     "generate": "commands.generate",
     "generate_sequences": "commands.generate",
     "pretrain": "commands.pretrain",
+    "leakage": "commands.leakage",
     "score_variants": "commands.score_variants",
     "doctor": "commands.doctor",
     "list_models": "commands.models",

@@ -425,7 +425,7 @@ class Corpus:
         kinds = np.flatnonzero(self.shares > 0)
         return kinds, np.cumsum(self.shares[kinds])
 
-    def _draw(self, i):
+    def draw(self, i):
         """Return the species number of window i, its start in the store, and whether it is read in reverse."""
         random = np.random.Generator(np.random.Philox(key=[self.seed, self.stage], counter=[0, 0, 0, i]))
         kinds, ends = self._drawn
@@ -444,11 +444,11 @@ class Corpus:
 
     def place(self, i):
         """Return where window number i lies, as a Place; nothing is read. The same for every call and rank."""
-        return self._name(*self._draw(i))
+        return self._name(*self.draw(i))
 
     def window(self, i):
         """Return window number i. The same for every call and rank; raises DataError when its bases are damaged."""
-        kind, start, is_reverse = self._draw(i)
+        kind, start, is_reverse = self.draw(i)
         store, end = self._pools[kind].store, start + self.bases
         ids, weights = store.ids(start, end), None
         if self.soft_masked_weight != 1:
