@@ -444,7 +444,7 @@ def test_snapshots_of_the_first_release_go_on(begun, whole):
 
     newest = begun.parent / "out" / "snapshots" / "step-000000009"
     position = json.loads((newest / "position.json").read_text())
-    assert position.keys() == {"step", "seen", "ledger", "run", "since"}
+    assert position.keys() == {"step", "seen", "ledger", "run", "since", "guard"}
     for key in ("genomes", "init", "settings"):
         del position["run"][key]
     del position["since"], position["ledger"]
