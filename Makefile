@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips experiments
+.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips store-soak experiments coding speed card
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -43,6 +43,24 @@ stop-storm: .venv/bin/hybridna
 
 bit-flips: .venv/bin/hybridna
 	.venv/bin/python tests/storm.py flip 1000
+
+# Of `coding`: a genome and its coding sequence.
+FASTA ?= genomes/fungi/candida_auris_b11205_chr1_4_5_6_7.fa.gz
+CDS ?= annotation/candida_auris_b11205_chr1_4_5_6_7.gff3.gz
+SITES ?= 1000
+coding: .venv/bin/hybridna
+	.venv/bin/hybridna evaluate coding -f $(FASTA) --cds $(CDS) --codon-table 12 --background $(RUN) --sites $(SITES)
+
+speed: .venv/bin/hybridna
+	.venv/bin/python docs/time_variants.py
+
+card: .venv/bin/hybridna
+	.venv/bin/python docs/write_card.py
+
+# Memory and reading time over a synthetic genome of so many bases; the folder keeps 1.5 bytes a base.
+BASES ?= 2000000000
+store-soak: .venv/bin/hybridna
+	.venv/bin/python tests/store_soak.py $(SCRATCH)/store-soak $(BASES)
 
 slow: .venv/bin/pytest
 	.venv/bin/python -m pytest -q -m slow

@@ -41,6 +41,7 @@ MAGIC = b"hybridna packed bases\n"
 VERSION = 1
 HEADER_BYTES = 4096
 BLOCK_BYTES = 2**16
+NEIGHBOURHOOD = 2**21
 # Letters read and packed at a time; even, so that a contig's pieces meet at whole bytes.
 PIECE = 2**23
 # A dry run reads genomes below this size for their runs of N, and takes larger ones as known throughout.
@@ -254,8 +255,9 @@ def _most_maps():
 def _forget(mapped, begin, end):
     """Let go of the pages just read: they stay in the system's cache, but count no longer as this process's memory."""
     if hasattr(mmap, "MADV_DONTNEED"):
-        begin -= begin % BLOCK_BYTES
-        mapped.madvise(mmap.MADV_DONTNEED, begin, min(len(mapped), end + -end % BLOCK_BYTES) - begin)
+        # The system maps what it has of the neighbourhood along with a page.
+        begin = max(0, begin - NEIGHBOURHOOD) // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, begin, min(len(mapped), end + NEIGHBOURHOOD) - begin)
 
 
 class _Letters:

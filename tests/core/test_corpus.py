@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from hybridna_core.data.corpus import (
     Corpus,
     Stretches,
+    check_exclusions,
     find_starts,
     load_species,
     mixture_weights,
+    read_exclusions,
     validation_windows,
 )
 from hybridna_core.errors import DataError, HybriDNAError, UsageError
@@ -348,3 +350,112 @@ def test_validation_windows_are_at_most_half_unknown():
 def test_known_bases():
     one = species("ACGTNnRy", valid=["NNA"])
     assert (one.train_bases, one.valid_bases) == (4, 1)
+
+
+# --- Classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_shares_by_class():
+    shares = mixture_weights([100, 300, 50, 50], 10, power=1, max_passes=100, classes=["a", "a", "b", "b"],
+                             class_shares={"a": 1, "b": 3})  # fmt: skip
+    assert shares == pytest.approx([0.0625, 0.1875, 0.375, 0.375])
+    # A weight stands in for bases to the power, inside its class.
+    shares = mixture_weights([100, 300, 50], 10, power=1, max_passes=100, given=[900.0, None, None],
+                             classes=["a", "a", "b"], class_shares={"a": 0.5, "b": 0.5})  # fmt: skip
+    assert shares == pytest.approx([0.375, 0.125, 0.5])
+
+
+def test_what_a_class_cannot_take_goes_to_its_kin_then_to_others():
+    # 2,000 tokens at one pass: no species above its bases / 2,000. The first of class a can take 0.05 of its 0.3.
+    options = {"power": 0, "max_passes": 1, "classes": ["a", "a", "b"], "class_shares": {"a": 0.5, "b": 0.5}}
+    assert mixture_weights([100, 1400, 1400], 2000, **options) == pytest.approx([0.05, 0.45, 0.5])
+    # Here class a as a whole takes 0.2 at most, and b the rest.
+    assert mixture_weights([100, 300, 1900], 2000, **options) == pytest.approx([0.05, 0.15, 0.8])
+
+
+def test_a_class_without_bases_is_told(caplog):
+    shares = mixture_weights([0, 100], 10, power=1, max_passes=9, classes=["a", "b"], class_shares={"a": 1, "b": 1})
+    assert shares == pytest.approx([0, 1])
+    assert warnings_of(caplog, "empty-class") == [
+        "class 'a' has no bases that windows can reach; its share goes to the others"
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    bases=st.lists(st.integers(0, 10**6), min_size=3, max_size=9),
+    tokens=st.integers(1, 10**6),
+    parts=st.lists(st.floats(0.01, 5), min_size=3, max_size=3),
+)
+def test_classes_keep_the_limits_and_sum_to_one(bases, tokens, parts):
+    classes = ["abc"[i % 3] for i in range(len(bases))]
+    if sum(bases) * 3 < tokens:
+        return
+    shares = mixture_weights(bases, tokens, power=0.7, max_passes=3, classes=classes,
+                             class_shares=dict(zip("abc", parts, strict=True)))  # fmt: skip
+    assert shares.sum() == pytest.approx(1)
+    assert (shares <= np.array(bases) * 3 / tokens * (1 + 1e-9)).all() and (shares >= 0).all()
+
+
+# --- Where windows lie, and soft-masking -----------------------------------------------------------------------------
+
+
+def test_a_window_says_where_it_lies():
+    texts = {"c0": random_bases(300), "c1": random_bases(77, 1), "c2": random_bases(150, 2)}
+    corpus = make(species(*texts.values()), bases=30)
+    seen = set()
+    for i in range(400):
+        window, place = corpus.window(i), corpus.place(i)
+        assert window[:5] == place and window.weights is None and window.species == "one"
+        assert window.end - window.start == 30
+        text = texts[window.contig][window.start : window.end]
+        assert decode(window.ids) == (text if window.strand == "+" else reverse_complement(text))
+        seen.add((window.contig, window.strand))
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_lower_case_weighs_less(weight):
+    text = "".join(b.lower() if i // 13 % 2 else b for i, b in enumerate(random_bases(400)))
+    masked, plain = (make(species(t), bases=50, soft_masked_weight=weight) for t in (text, text.upper()))
+    for i in range(100):
+        window = masked.window(i)
+        due = [weight if b.islower() else 1 for b in text[window.start : window.end]]
+        assert window.weights.dtype == np.float32
+        assert window.weights.tolist() == (due if window.strand == "+" else due[::-1])
+        # The windows are the same whatever is in lower case.
+        assert np.array_equal(window.ids, plain.window(i).ids) and (plain.window(i).weights == 1).all()
+
+
+# --- BED files -------------------------------------------------------------------------------------------------------
+
+
+def test_bed_files_of_the_run_file(tmp_path, caplog):
+    fasta = f">chr1\n{'A' * 1000}\n>chr2\n{'C' * 100}\n".encode()
+    barred = put(tmp_path, b"chr1\t100\t200\nchr1\t950\t2000\nchr9\t0\t5\nchr1\t7\t7\n", "x.bed")
+    held = put(tmp_path, b"chr1\t150\t300\n", "v.bed.gz")
+    one = load(tmp_path, fasta, exclude_bed=barred, valid_bed=held, exclude=("chr1:1-10",), valid=("chr2:1-50",))
+    assert [(s.contig, s.start, s.end) for s in one.train] == [("chr1", 10, 100), ("chr1", 300, 950), ("chr2", 50, 100)]
+    assert [(s.contig, s.start, s.end) for s in one.valid] == [("chr1", 200, 300), ("chr2", 0, 50)]
+    assert "contig chr9 is not in" in warnings_of(caplog, "unknown_contig")[0]
+    with pytest.raises(DataError, match="no region has a contig of"):
+        load(tmp_path, fasta, exclude_bed=put(tmp_path, b"chr9\t1\t2\n", "y.bed"))
+    with pytest.raises(HybriDNAError, match="no such file"):
+        load(tmp_path, fasta, exclude_bed=str(tmp_path / "none.bed"))
+
+
+def test_exclusions_hold_for_every_species(tmp_path, caplog):
+    bed = put(tmp_path, b"c0\t10\t20\nc1\t0\t500\nz\t1\t2\n", "x.bed")
+    exclusions = read_exclusions(bed)
+    parts = []
+    for i, texts in enumerate((["A" * 30, "C" * 40], ["G" * 50])):
+        path = put(tmp_path, "".join(f">c{j}\n{t}\n" for j, t in enumerate(texts)).encode(), f"{i}.fa")
+        parts.append(load_species(SpeciesConfig(f"s{i}", path), exclude=exclusions))
+    check_exclusions(bed, exclusions, parts)
+    assert [[(s.contig, s.start, s.end) for s in one.train] for one in parts] == [
+        [("c0", 0, 10), ("c0", 20, 30)], [("c0", 0, 10), ("c0", 20, 50)]
+    ]  # fmt: skip
+    assert warnings_of(caplog, "unknown_contig") == [f"{bed}: no species has a contig z; it excludes nothing"]
+    with pytest.raises(DataError, match=r"no species has any of its contigs \(the first: chrc0\)") as caught:
+        check_exclusions(bed, {"chrc0": [(1, 2)]}, parts)
+    assert caught.value.exit_code == 3

@@ -53,6 +53,56 @@ def test_paths_are_relative_to_the_run_file(tmp_path):
     assert read_run(path, ["species.0.fasta=/elsewhere/b.fa"]).species[0].fasta == "/elsewhere/b.fa"
 
 
+def test_bed_files_lie_beside_the_run_file_too(tmp_path):
+    run = read_run(write(tmp_path), ["species.0.exclude_bed=x.bed", "species.0.valid_bed=/v.bed"])
+    assert (run.species[0].exclude_bed, run.species[0].valid_bed) == (str(tmp_path / "x.bed"), "/v.bed")
+    assert read_run(write(tmp_path)).species[0].exclude_bed is None
+
+
+def test_a_mixture_by_class(tmp_path):
+    text = MINIMAL.replace('name = "bug"', 'name = "bug"\nclass = "fungi"')
+    run = read_run(write(tmp_path, text + '[mixture]\nby = "class"\nclasses = {fungi = 2}\n'))
+    assert run.species[0].class_ == "fungi" and run.mixture.classes == {"fungi": 2}
+    # A class is only a note unless the mixture goes by it.
+    assert read_run(write(tmp_path, text)).mixture.by == "size"
+
+
+@pytest.mark.parametrize(
+    ("mixture", "words"),
+    [
+        ('by = "class"', 'mixture: classes: is {}, must be a share for each class, and given only with by = "class"'),
+        ("classes = {fungi = 1}", "must be a share for each class"),
+        ('by = "class"\nclasses = {fungi = 0}', "mixture: classes.fungi: is 0, must be a number above 0"),
+        ('by = "class"\nclasses = {fungi = true}', "classes.fungi: is True, must be a number above 0"),
+        ('by = "class"\nclasses = 3', "classes: is 3, must be a table"),
+        ('by = "class"\nclasses = {fungi = 1, plants = 1}',
+         "run.toml: mixture.classes.plants: is 1, must be the share of a class that some species has"),
+        ('by = "class"\nclasses = {plants = 1}', "[0].class: is 'fungi', must be one of mixture.classes (plants)"),
+        ('by = "weights"', "species[0].weight: is None, must be given"),
+        ('by = "hand"', "by: is 'hand', must be one of size, class, weights"),
+        ("soft_masked_weight = 1.5", "soft_masked_weight: is 1.5, must be between 0 and 1"),
+    ],
+)  # fmt: skip
+def test_mixtures_that_do_not_do(tmp_path, mixture, words):
+    text = MINIMAL.replace('name = "bug"', 'name = "bug"\nclass = "fungi"')
+    assert words in refused(tmp_path, f"{text}[mixture]\n{mixture}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("clas = 'fungi'", "species[0]: unknown key 'clas'; did you mean 'class'?"),
+        ("class_ = 'fungi'", "unknown key 'class_'; did you mean 'class'?"),
+        ("class = ''", "class: is '', must be a text that is not empty"),
+        ("class = 3", "must be a text"),
+        ("exclude_bed = ' '", "exclude_bed: is ' ', must be the path of a BED file"),
+        ("valid = ['all']\nvalid_bed = 'x'", "valid_bed: is 'x', must be left out with valid"),
+    ],
+)
+def test_species_that_do_not_do(tmp_path, line, words):
+    assert words in refused(tmp_path, MINIMAL.replace('name = "bug"', f'name = "bug"\n{line}'))
+
+
 def test_a_preset_is_changed_field_by_field(tmp_path):
     run = read_run(write(tmp_path), ["model.hidden_size=64", 'model.layer_types=["mamba", "attention"]'])
     assert (run.model.hidden_size, run.model.layer_types) == (64, ("mamba", "attention"))
@@ -111,7 +161,7 @@ def test_overrides_that_do_not_fit(tmp_path, override, words):
     ("line", "words"),
     [
         ("sed = 3", "run.toml: unknown key 'sed'; did you mean 'seed'?"),
-        ("qqqqq = 3", "run.toml: unknown key 'qqqqq'; known keys: mixture, model, "),
+        ("qqqqq = 3", "run.toml: unknown key 'qqqqq'; known keys: guard, init, log, mixture, model, "),
         ("seed = 1.5", "run.toml: seed: is 1.5, must be a whole number"),
         ("seed = -1", "run.toml: seed: is -1, must be 0 to 2^63 - 1"),
         ("seed = true", "run.toml: seed: is True, must be a whole number"),

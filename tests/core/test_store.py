@@ -480,3 +480,20 @@ def test_a_genome_of_160_billion_bases(tmp_path):
     windows = [corpus.window(i) for i in range(200)]
     assert max(w.end for w in windows) > 150 * 10**9 and all(decode(w.ids[:3]) in ("AAA", "TTT") for w in windows)
     assert not any(7 * bases // 8 < w.start < 7 * bases // 8 + 10**9 - 8191 for w in windows)
+
+
+def test_memory_does_not_grow_with_what_is_read(tmp_path):
+    sparse_store(tmp_path / "big.fa", 20 * 10**9)
+    script = (
+        "from hybridna_core.data.corpus import Corpus, load_species\n"
+        "from hybridna_core.run_config import SpeciesConfig\n"
+        "def resident():\n    return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        f"one = load_species(SpeciesConfig('big', {str(tmp_path / 'big.fa')!r}))\n"
+        "corpus = Corpus([one], bases=8191, tokens=10**9)\n"
+        "for i in range(2500):\n    corpus.window(i)\n    i == 300 and print(resident())\n"
+        "print(resident())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, last = map(int, done.stdout.split())
+    # 2,200 windows touch as many blocks of 64 KiB: 138 MiB.
+    assert last - first < 12 * 2**20
