@@ -66,6 +66,10 @@ def pretrain(
         ),
     ] = None,
     new_data: Annotated[bool, typer.Option("--new-data", help="Go on though the genomes changed.")] = False,
+    plot: Annotated[
+        bool,
+        typer.Option("--plot", help="Draw the curves of a run, given its folder or run file, and train nothing."),
+    ] = False,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
 ):  # fmt: skip
@@ -74,10 +78,16 @@ def pretrain(
     torchrun -m hybridna_cli pretrain RUN.TOML trains with several processes, on one machine or many.
 
     The folder gets log.jsonl (one JSON line now and then), snapshots, and at the end the finished model folder,
-    model. A dry run prints a table of the species: known bases trained on and held out, share, passes.
+    model, and loss.png, its curves. A dry run prints a table of the species: known bases trained on and held out,
+    share, passes.
     """
+    from hybridna_core.commands import plot_training
     from hybridna_core.commands import pretrain as core
 
+    if plot:
+        with reporting("pretrain", quiet, summary_json) as report:
+            report.summary = plot_training.plot_training(run, output=output, set=set or ())
+        return
     # Of several processes the first one speaks for all, but for an error that is another's alone.
     first = os.environ.get("RANK", "0") == "0"
     with reporting("pretrain", quiet or not first, summary_json if first else None) as report:

@@ -202,10 +202,16 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Where the log goes beside log.jsonl: tensorboard, and a project of Weights & Biases when wandb names one."""
+    """Where the log goes beside log.jsonl.
+
+    tensorboard  event files in the run's folder
+    wandb        project of Weights & Biases; empty: none
+    plot         draw the curves when the run ends
+    """
 
     tensorboard: bool = False
     wandb: str = ""
+    plot: bool = True
 
     def __post_init__(self):
         check_types(self)

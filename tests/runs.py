@@ -52,6 +52,9 @@ log_every = 4
 [valid]
 every = 8
 windows = 2
+
+[log]
+plot = false
 """
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hybridna_core.data.inputs import check_input, warn
-from hybridna_core.errors import ModelError, SystemFault, UsageError
-from hybridna_core.memory import free_bytes, spell_bytes
+from hybridna_core.errors import HybriDNAError, ModelError, SystemFault, UsageError
+from hybridna_core.memory import free_bytes, keep_freed_memory, spell_bytes
 from hybridna_core.run_config import read_run
 
 log = logging.getLogger("hybridna")
@@ -83,11 +83,13 @@ def pretrain(
     from hybridna_core.checkpoint import check_target
     from hybridna_core.train.corpora import make_corpora, open_species, write_record
     from hybridna_core.train.fingerprint import check_unchanged, take_fingerprint
+    from hybridna_core.train.log import check_sinks
     from hybridna_core.train.loop import choose_precision, train
     from hybridna_core.train.parallel import join
     from hybridna_core.train.snapshots import find_snapshot, hold_folder
 
     started = time.monotonic()
+    keep_freed_memory()
     reading = {"rebuild_index": rebuild_index, "other_letters": other_letters, "rna": rna,
                "allow_missing_eof": allow_missing_eof}  # fmt: skip
     with join(device, shard=shard, timeout=rank_timeout) as world, contextlib.ExitStack() as held:
@@ -101,6 +103,8 @@ def pretrain(
                 raise UsageError("no output folder", where=path, hint='give -o DIR, or output = "DIR" in the run file')
             _check_folder(folder)
             _check_divides(run, world.size)
+            if world.is_first:
+                check_sinks(run.log)
         # The first process packs and indexes what the others then find.
         species = world.in_turn(lambda: open_species(run, exclude_bed=exclude_bed, scan=dry_run, **reading))
         with world.together():
@@ -140,6 +144,7 @@ def pretrain(
                     record = {"seen_bases": position["seen"], "valid": measured, "set": overrides,
                               "precision": precision}  # fmt: skip
                     _save(finished, model, run, record, run_file, position["ledger"], species)
+                    _draw(folder, run)
     return PretrainSummary(str(finished), plan.steps, plan.tokens, plan.parameters, measured,
                            time.monotonic() - started)  # fmt: skip
 
@@ -241,6 +246,18 @@ def _save(folder, model, run, record, run_file, ledger, species):
     extra = {"run.toml": run_file, "ledger.tsv": spell_ledger(ledger, species),
              "training.json": json.dumps(record, indent=2) + "\n"}  # fmt: skip
     save_model(folder, model, card=card, extra_files=extra, force=True)
+
+
+def _draw(folder, run):
+    """Draw the curves of a run that has ended; what keeps it from that costs a warning."""
+    from hybridna_core.train.plots import draw_curves, read_curves
+
+    if not run.log.plot:
+        return
+    try:
+        draw_curves(read_curves(folder / "log.jsonl", run), folder / "loss.png", run=run, title=run.name)
+    except HybriDNAError as error:
+        warn("plot", f"no curves drawn: {error}")
 
 
 def plan_species(run, species, corpora):

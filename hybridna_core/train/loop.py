@@ -23,7 +23,7 @@ from hybridna_core.tokenizer import A, T
 from hybridna_core.train.corpora import places_of
 from hybridna_core.train.guards import Spike, SpikeGuard, spell_spike
 from hybridna_core.train.ledger import count_places, write_ledger
-from hybridna_core.train.log import Log
+from hybridna_core.train.log import Log, open_sinks
 from hybridna_core.train.optim import learning_rate
 from hybridna_core.train.parallel import ALONE
 from hybridna_core.train.snapshots import save_snapshot
@@ -244,6 +244,9 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
         log = None
         if world.is_first:
             log = stack.enter_context(contextlib.closing(Log(folder / "log.jsonl", position["step"])))
+        with world.together():
+            if log is not None:
+                log.sinks += open_sinks(run.log, folder, position["step"], run.name)
         # torchrun passes a signal on that a terminal has sent to all already.
         signals = stack.enter_context(Signals(patience=0.0 if world.size == 1 else 2.0))
         # A signal may have come between a step and its validation.
