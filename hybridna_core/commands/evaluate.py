@@ -52,6 +52,7 @@ class GenomeEvaluation(NamedTuple):
     """
 
     model: str
+    model_sha256: str
     window: int
     sets: tuple[HeldOut, ...]
     tokens_per_second: float
@@ -158,7 +159,7 @@ def evaluate_genome(run, output=None, *, model="base", max_bases=500_000, max_or
         adaptive = float(np.mean(adaptive_bits(measured)))
         sets.append(HeldOut(one.name, known, float(np.nanmean(found)), per_order, compressor, by, adaptive))
     rate = tokens / reading if reading else 0.0
-    summary = GenomeEvaluation(model.name, window, tuple(sets), rate, time.monotonic() - started)
+    summary = GenomeEvaluation(model.name, model.digest, window, tuple(sets), rate, time.monotonic() - started)
     write_report(output, *summary.table(), force)
     return summary
 
@@ -258,6 +259,7 @@ class CodingEvaluation(NamedTuple):
     """AUROCs of a model and of its baselines on coding changes; `left_out` counts changes without a score by reason."""
 
     model: str
+    model_sha256: str
     window: int
     horizon: int
     codon_table: int
@@ -368,8 +370,9 @@ def evaluate_coding(
             aurocs, odds = judge_changes(rows, scores)
             counted = collections.Counter(one.kind for one in rows)
             summary = CodingEvaluation(
-                model.name, plan.window, plan.horizon, codon_table, {kind: counted[kind] for kind in coding.CLASSES},
-                dict(left_out), aurocs, scoring / fresh if fresh else None, time.monotonic() - started,
+                model.name, model.digest, plan.window, plan.horizon, codon_table,
+                {kind: counted[kind] for kind in coding.CLASSES}, dict(left_out), aurocs,
+                scoring / fresh if fresh else None, time.monotonic() - started,
             )  # fmt: skip
             write_report(output, *summary.table(), force)
             if variants is not None:
