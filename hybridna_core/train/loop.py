@@ -132,7 +132,7 @@ def train_step(
             # The others wait for this rank's share of the weights and cannot be met.
             raise OutOfMemory("out of memory") from None
         short = True
-    reports = world.gather((total, norm, short))
+    reports = world.gather_numbers(total, norm, short)
     if any(report[2] for report in reports):
         model.zero_grad(set_to_none=True)
         raise OutOfMemory("out of memory")
@@ -204,7 +204,7 @@ class Signals:
     def agree(self, world):
         """Learn of a signal that came to any rank."""
         if world.size > 1:
-            self.number = next((n for n in world.gather(self.number) if n is not None), None)
+            self.number = next((int(n) for (n,) in world.gather_numbers(self.number or 0) if n), None)
 
     def check(self, step, world=ALONE):
         """Raise Stopped if a signal came; everything up to `step` is saved."""
@@ -374,7 +374,8 @@ def _smaller_microbatch(tokens, microbatch, step, world):
     what = f"out of memory with {rows} {'windows' if rows > 1 else 'window'} of {length:,} tokens at once"
     smaller = f"--set optim.microbatch_tokens={rows // 2 * length} --override optim.microbatch_tokens"
     hint = f"{smaller if rows > 1 else 'begin again with a shorter context_length'}, or "
-    error = OutOfMemory(what, where=f"step {step}", hint=f"{hint}optim.checkpoint_activations = true")
+    where = f"rank {world.rank}, step {step}" if world.shard == "full" else f"step {step}"
+    error = OutOfMemory(what, where=where, hint=f"{hint}optim.checkpoint_activations = true")
     raise (error if world.shard == "full" else world.spoken(error)) from None
 
 
@@ -413,12 +414,12 @@ def validate(model, species, run, stage, stop=None, world=ALONE):
         windows = validation_windows(one, bases, run.valid.windows)
         found = []
         for first in range(0, len(windows), world.size):
-            if any(world.gather(bool(stop and stop()))):
+            if any(stopped for (stopped,) in world.gather_numbers(bool(stop and stop()))):
                 return None
             here = windows[first : first + world.size]
             with world.watch():
                 own = window_bits(model, here[min(world.rank, len(here) - 1)], bos)
-            found += world.gather(own)[: len(here)]
+            found += world.gather_numbers(*own)[: len(here)]
         count = sum(counted for _, counted in found)
         if count:
             measured[one.name] = sum(bits for bits, _ in found) / count

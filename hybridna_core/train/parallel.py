@@ -58,13 +58,24 @@ class World:
             dist.all_gather_object(found, value, group=self._control)
         return found
 
+    def gather_numbers(self, *numbers):
+        """Give every process the tuples of all numbers, in order of rank; one message, where `gather` takes two."""
+        if self.size == 1:
+            return [numbers]
+        mine = torch.tensor(numbers, dtype=torch.float64)
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        with self._meeting():
+            dist.all_gather(found, mine, group=self._control)
+        return [tuple(theirs.tolist()) for theirs in found]
+
     def share(self, value):
         """Give every process the first one's value."""
         return self.gather(value if self.is_first else None)[0]
 
     def sum(self, number):
         """Add one number per process, in order of rank, so that all come to the same sum."""
-        return sum(self.gather(number))
+        total = sum(value for (value,) in self.gather_numbers(number))
+        return type(number)(total)
 
     @contextlib.contextmanager
     def together(self):
@@ -79,8 +90,8 @@ class World:
             if self.size == 1 or isinstance(error, Elsewhere):
                 raise
             mine = error
-        codes = self.gather(None if mine is None else mine.exit_code)
-        failed = [rank for rank, code in enumerate(codes) if code is not None]
+        codes = [int(code) for (code,) in self.gather_numbers(0 if mine is None else mine.exit_code)]
+        failed = [rank for rank, code in enumerate(codes) if code]
         if not failed:
             return
         if self.rank != failed[0]:
