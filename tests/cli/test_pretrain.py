@@ -277,3 +277,17 @@ def test_numbers_that_are_not_finite(call, tmp_path, monkeypatch):
     code, _, err = call()
     assert code == 6 and "hybridna pretrain: error: step 1: loss nan and gradient norm nan are not finite" in err
     assert list((tmp_path / "out" / "snapshots").iterdir()) == []
+
+
+def test_curves_are_drawn_without_training(call, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, _, err = call(more=["--plot"])
+    assert code == 5 and "out/log.jsonl: No such file or directory; give a run's folder or run file" in err
+    assert call()[0] == 0 and not (tmp_path / "out" / "loss.png").exists()
+    for path in ("run.toml", "out"):
+        code, out, err = call(path=path, more=["--plot"])
+        assert (code, out) == (0, "")
+        assert err.startswith("hybridna pretrain: picture out/loss.png, tokens 5,120, bug ")
+        assert (tmp_path / "out" / "loss.png").read_bytes()[:4] == b"\x89PNG"
+        (tmp_path / "out" / "loss.png").unlink()
+    assert call(path="out")[0] == 5
