@@ -3,7 +3,6 @@
 import json
 import sys
 import types
-from pathlib import Path
 
 import pytest
 from genome_files import warnings_of
@@ -164,16 +163,18 @@ def test_a_run_that_logs_elsewhere_comes_to_the_same(tmp_path, monkeypatch):
 
 
 def test_e10_a_full_disk_under_the_log_stops_no_run(tmp_path, monkeypatch, caplog):
-    class FullLog(Log):
-        def __init__(self, *args):
-            super().__init__(*args)
-            self._handle.close()
-            self._handle = Path("/dev/full").open("w")
-
     settings = ["stage.0.steps=4", "stage.1.steps=2", "save.log_every=2", "valid.every=9"]
     pretrain(lay_out(tmp_path / "plain"), device="cpu", set=settings)
-    monkeypatch.setattr("hybridna_core.train.loop.Log", FullLog)
-    pretrain(lay_out(tmp_path / "full"), device="cpu", set=settings)
+    with open("/dev/full", "w") as full:
+
+        class FullLog(Log):
+            def __init__(self, *args):
+                super().__init__(*args)
+                self._handle.close()
+                self._handle = full
+
+        monkeypatch.setattr("hybridna_core.train.loop.Log", FullLog)
+        pretrain(lay_out(tmp_path / "full"), device="cpu", set=settings)
     assert weights(tmp_path / "full" / "out") == weights(tmp_path / "plain" / "out")
     # Three lines and the last validation.
     assert len(warnings_of(caplog, "log")) == 4 and "No space left on device" in warnings_of(caplog, "log")[0]
