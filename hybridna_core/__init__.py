@@ -18,6 +18,8 @@ _PUBLIC = {
     "pretrain": "commands.pretrain",
     "leakage": "commands.leakage",
     "score_variants": "commands.score_variants",
+    "evaluate_genome": "commands.evaluate",
+    "evaluate_coding": "commands.evaluate",
     "doctor": "commands.doctor",
     "list_models": "commands.models",
     "show_model": "commands.models",
