@@ -45,6 +45,9 @@ warmup_steps = 2
 [save]
 every = 1000
 log_every = {log_every}
+
+[log]
+plot = false
 """
 
 PACK = """
