@@ -19,6 +19,15 @@ from hybridna_cli.options import (
 )
 
 
+def show_template(name):
+    """Print the run file of a preset on stdout and leave."""
+    if name is not None:
+        from hybridna_core.run_config import read_template
+
+        print(read_template(name), end="")
+        raise typer.Exit()
+
+
 def pretrain(
     run: Annotated[str, typer.Argument(metavar="RUN.TOML", show_default=False, help="Run file.")],
     output: Annotated[
@@ -30,6 +39,13 @@ def pretrain(
         typer.Option(
             "--set", metavar="KEY=VALUE", show_default=False,
             help="Override a key of the run file, such as stage.0.steps=100; repeatable.",
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template", metavar="300m|3b|7b|tiny", show_default=False, callback=show_template, is_eager=True,
+            help="Print a complete run file, with genomes to fill in, and leave.",
         ),
     ] = None,
     override: Annotated[

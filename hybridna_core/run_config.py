@@ -11,6 +11,7 @@ from hybridna_core.config import ModelConfig, build, check_types, preset, requir
 from hybridna_core.errors import SystemFault, UsageError, nearest
 
 TOML_BYTES_LIMIT = 8 * 2**20
+TEMPLATES = Path(__file__).parent / "presets"
 MIXTURES = ("size", "class", "weights")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "constant")
@@ -273,6 +274,12 @@ class RunConfig:
         for name in classes:
             present = any(one.class_ == name for one in self.species)
             require(present, f"mixture.classes.{name}", classes[name], "the share of a class that some species has")
+
+
+def read_template(name):
+    """Return the text of the complete run file that comes with a preset; raise UsageError naming the nearest one."""
+    preset(name)
+    return (TEMPLATES / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def read_run(path, overrides=()):

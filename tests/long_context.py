@@ -2,7 +2,7 @@
 
 yeast chromosome I -> 8,192 -> 32,768 -> 131,072 tokens, a few steps each -> peak resident memory of the process
 
-    make long-context      takes some ten minutes on one core; ends with an error above 12 GiB
+    make long-context      takes a while on one core; ends with an error above 12 GiB
 """
 
 import resource
@@ -30,12 +30,12 @@ max_passes = 100
 [[stage]]
 context_length = 8192
 steps = 3
-batch_tokens = 131072
+batch_tokens = 32768
 
 [[stage]]
 context_length = 32768
 steps = 2
-batch_tokens = 131072
+batch_tokens = 32768
 
 [[stage]]
 context_length = 131072

@@ -256,12 +256,11 @@ class World:
 
     def _whole(self, tensors):
         found = {}
-        for name, value in tensors.items():
-            if hasattr(value, "full_tensor"):
-                with self._meeting():
-                    value = value.full_tensor()
-            if self.is_first:
-                found[name] = value.detach().cpu()
+        with self._meeting() if self.shard == "full" else contextlib.nullcontext():
+            for name, value in tensors.items():
+                value = value.full_tensor() if hasattr(value, "full_tensor") else value
+                if self.is_first:
+                    found[name] = value.detach().cpu()
         return found
 
     def whole_model(self, model):

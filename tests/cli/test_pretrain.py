@@ -291,3 +291,14 @@ def test_curves_are_drawn_without_training(call, tmp_path):
         assert (tmp_path / "out" / "loss.png").read_bytes()[:4] == b"\x89PNG"
         (tmp_path / "out" / "loss.png").unlink()
     assert call(path="out")[0] == 5
+
+
+def test_a_template(call, tmp_path, capfd):
+    assert run(["pretrain", "--template", "7b"]) == 0
+    text = capfd.readouterr().out
+    (tmp_path / "7b.toml").write_text(text)
+    assert 'preset = "7b"' in text
+    code, _, err = call(path="7b.toml")
+    assert code == 5 and "genomes/human.fa.gz" in err
+    code = run(["pretrain", "--template", "7"])
+    assert code == 2 and "no preset called '7'" in capfd.readouterr().err

@@ -17,7 +17,16 @@ import hybridna_core as hd
 from hybridna_core.commands import pretrain as module
 from hybridna_core.commands.pretrain import PretrainPlan, pretrain
 from hybridna_core.data.corpus import load_species, validation_windows
-from hybridna_core.errors import DataError, GuardError, HybriDNAError, OutOfMemory, Stopped, SystemFault, UsageError
+from hybridna_core.errors import (
+    DataError,
+    GuardError,
+    HybriDNAError,
+    ModelError,
+    OutOfMemory,
+    Stopped,
+    SystemFault,
+    UsageError,
+)
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.run_config import read_run
 from hybridna_core.tokenizer import decode
@@ -481,6 +490,37 @@ def test_the_run_file_is_kept_as_it_was_at_the_start(tmp_path):
     summary = pretrain(path, device="cpu", set=["stage.0.steps=2"], progress=rewrite)
     assert (Path(summary.output) / "run.toml").read_text() == TINY_RUN
     assert json.loads((Path(summary.output) / "training.json").read_text())["set"] == ["stage.0.steps=2"]
+
+
+# --- Beginning from a model ------------------------------------------------------------------------------------------
+
+
+def test_a_warm_start(whole, tmp_path):
+    """The weights are those of the folder, the optimiser is fresh, and the folder's digest is part of the run."""
+    path = lay_out(tmp_path)
+    text = path.read_text()
+    shutil.copytree(whole / "out" / "model", tmp_path / "first")
+    path.write_text('init = "first"\n' + text)
+    longer = "model.max_position_embeddings=4096"
+    pretrain(path, device="cpu", set=["optim.lr=1e-12", "stage.0.steps=1", "stage.1.steps=1", longer])
+    first, then = (hd.load_model(str(f / "model"), device="cpu") for f in (whole / "out", tmp_path / "out"))
+    assert then.config.context_length == 4096
+    for (name, due), found in zip(first.named_parameters(), then.parameters(), strict=True):
+        assert torch.allclose(due, found, rtol=0, atol=1e-10), name
+    assert f"from {tmp_path / 'first'}" in (tmp_path / "out" / "model" / "README.md").read_text()
+    with pytest.raises(UsageError, match="init") as caught:
+        pretrain(lay_out(tmp_path), device="cpu", set=["optim.lr=1e-12", "stage.0.steps=1", "stage.1.steps=1", longer])
+    assert caught.value.exit_code == 2
+
+
+def test_a_warm_start_that_does_not_fit(whole, tmp_path):
+    path = lay_out(tmp_path)
+    with pytest.raises(ModelError, match=r"the run's \[model\]: intermediate_size is 16, the run's 32") as caught:
+        pretrain(path, device="cpu", set=[f"init={whole / 'out' / 'model'}", "model.intermediate_size=32"])
+    assert caught.value.exit_code == 4
+    with pytest.raises(HybriDNAError, match="nowhere"):
+        pretrain(path, device="cpu", set=["init=nowhere"])
+    assert not list((tmp_path / "out" / "snapshots").iterdir())
 
 
 # --- Before anything is trained --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 
 from hybridna_core.config import PRESETS
 from hybridna_core.errors import SystemFault, UsageError
-from hybridna_core.run_config import RunConfig, read_run
+from hybridna_core.run_config import TEMPLATES, RunConfig, read_run, read_template
 
 MINIMAL = """
 [model]
@@ -259,3 +259,30 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
 
 def test_the_demo_run_file_is_sound():
     assert read_run(ROOT / "demo" / "pretrain.toml").name == "demo"
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "tokens"), [("300m", 1e-3, 2**19), ("3b", 6e-4, 2**19), ("7b", 1e-4, 2**19), ("tiny", 2e-3, 2**17)]
+)
+def test_templates(tmp_path, name, lr, tokens):
+    path = tmp_path / f"{name}.toml"
+    path.write_text(read_template(name))
+    run = read_run(path)
+    assert run.model == PRESETS[name] and run.optim.lr == lr and run.output.endswith(f"runs/{name}")
+    assert [s.context_length for s in run.stage] == [8192, 32768, 131072]
+    assert {s.batch_tokens for s in run.stage} == {tokens}
+    # Each longer context: 2 % of the steps of the first.
+    first = run.stage[0].steps
+    assert [s.steps for s in run.stage[1:]] == [first // 50] * 2
+    assert (run.optim.betas, run.optim.eps, run.optim.optimizer) == ((0.9, 0.95), 1e-8, "adamw")
+    if name != "tiny":
+        assert (first, run.optim.warmup_steps) == (500_000, 2000)
+        text = read_template(name)
+        for key in ("schedule", "weight_decay"):
+            assert "ASSUMED" in text[: text.index(key)]
+
+
+def test_templates_are_those_of_the_presets():
+    assert sorted(p.stem for p in TEMPLATES.glob("*")) == sorted(PRESETS)
+    with pytest.raises(UsageError, match="no preset called '7bb'; did you mean '7b'"):
+        read_template("7bb")

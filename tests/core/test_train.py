@@ -16,8 +16,9 @@ from hybridna_core.model.likelihood import log_probs
 from hybridna_core.run_config import OptimConfig
 from hybridna_core.tokenizer import BOS, N, decode, encode
 from hybridna_core.train import loop
-from hybridna_core.train.loop import Signals, loss_sum, train_step, window_bits, with_start
+from hybridna_core.train.loop import Signals, choose_precision, loss_sum, train_step, window_bits, with_start
 from hybridna_core.train.optim import learning_rate, make_optimizer, optimizer_tensors
+from hybridna_kernels.gemm import bf16_products
 
 TABLE = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1]])
 
@@ -156,6 +157,91 @@ def test_nothing_that_is_not_finite_reaches_the_weights(monkeypatch, spoil):
         assert torch.equal(parameter, weights[name]) and parameter.grad is None
     for name, tensor in optimizer_tensors(optimizer, model).items():
         assert torch.equal(tensor, moments[name])
+
+
+# --- Memory and precision --------------------------------------------------------------------------------------------
+
+
+def gradients(model, tokens, precision="fp32"):
+    total, count = loss_sum(model, tokens, None, precision)
+    (total / count).backward()
+    return float(total.detach()), {n: p.grad for n, p in model.named_parameters()}
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    """To the last bit, and each block runs twice."""
+    tokens, calls = drawn(3, 150), []
+    plain, frugal = fresh(), fresh()
+    for block in frugal.model.layers:
+        block.recompute = True
+        block.input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    loss, due = gradients(plain, tokens)
+    again, found = gradients(frugal, tokens)
+    assert again == loss and all(torch.equal(found[name], due[name]) for name in due)
+    assert len(calls) == 2 * len(SMALL.layer_types)
+    calls.clear()
+    with torch.no_grad():
+        frugal(tokens)
+    assert len(calls) == len(SMALL.layer_types)
+
+
+def test_recomputed_blocks_keep_less():
+    def kept(recompute):
+        model, held = fresh(), {}
+        for block in model.model.layers:
+            block.recompute = recompute
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss_sum(model, drawn(2, 300))
+        return sum(held.values())
+
+    assert kept(True) < kept(False) / 4
+
+
+def test_precision_is_chosen_by_device():
+    assert [choose_precision("auto", torch.device(d)) for d in ("cpu", "cuda:1")] == ["fp32", "bf16"]
+    assert [choose_precision(p, torch.device("cpu")) for p in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_products_in_bfloat16(recompute):
+    tokens = drawn(3, 150)
+    due, wanted = gradients(fresh(), tokens)
+    model = fresh()
+    for block in model.model.layers:
+        block.recompute = recompute
+    with bf16_products():
+        loss, found = gradients(model, tokens, "bf16")
+    assert loss != due and loss == pytest.approx(due, rel=2e-3)
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        error = float((value - wanted[name]).norm() / wanted[name].norm())
+        assert 0 < error < 0.05, name
+
+
+def test_islands_of_float32_under_autocast(monkeypatch):
+    """What a GPU does in bf16: products are rounded; the recurrence, norms, head and loss are not."""
+    monkeypatch.setattr("hybridna_kernels.gemm._has_onednn", lambda: False)
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "reference")
+    seen, honest = {}, torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: seen.setdefault("scan", set()).add(a.dtype) or honest(a, b))
+    model, tokens = fresh(), drawn(2, 150)
+    model.model.layers[0].mamba.in_proj.register_forward_hook(lambda m, i, o: seen.update(product=o.dtype))
+    model.model.layers[0].pre_ff_layernorm.register_forward_hook(lambda m, i, o: seen.update(norm=o.dtype))
+    model.model.layers[2].register_forward_hook(lambda m, i, o: seen.update(state=o[1].ssm.dtype, stream=o[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(tokens)[0].detach()
+    assert seen["scan"] == {torch.float32} and seen["product"] == torch.bfloat16
+    assert (seen["state"], seen["stream"], hidden.dtype) == (torch.float32,) * 3
+    exact = model(tokens)[0].detach()
+    assert 0 < float((hidden - exact).norm() / exact.norm()) < 0.02
 
 
 # --- Optimiser and schedule ------------------------------------------------------------------------------------------
