@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips store-soak experiments coding speed card
+.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak experiments coding speed card
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -40,6 +40,10 @@ kill-storm: .venv/bin/hybridna
 
 stop-storm: .venv/bin/hybridna
 	.venv/bin/python tests/storm.py stop 20
+
+# A few steps of tiny at 8,192, 32,768 and 131,072 tokens; prints the peak of memory, and fails above 12 GiB.
+long-context: .venv/bin/hybridna
+	.venv/bin/python tests/long_context.py --threads 1
 
 bit-flips: .venv/bin/hybridna
 	.venv/bin/python tests/storm.py flip 1000
