@@ -3,7 +3,7 @@
 run folder -> windows of the steps done, drawn again -> compared with VCF, BED or FASTA -> TSV
 """
 
-import logging
+import itertools
 import os
 import time
 from array import array
@@ -15,8 +15,6 @@ import numpy as np
 from hybridna_core.data.inputs import check_input, looks_like, read_chunks, warn
 from hybridna_core.data.writers import check_output, open_output
 from hybridna_core.errors import DataError, ModelError, UsageError
-
-log = logging.getLogger("hybridna")
 
 INTERVAL_COLUMNS = ("contig", "start", "end", "name", "species", "status", "windows", "bases_read", "share")
 SEQUENCE_COLUMNS = ("name", "length", "status", "kmers", "kmers_seen", "share")
@@ -89,17 +87,19 @@ def leakage(run, evaluation, output="-", *, steps=None, species=None, kmer=32, m
     if steps == position["step"]:
         _check_ledger(reads, position, run)
     reads = {name: read for name, read in reads.items() if species in (None, name)}
+    if kind == "FASTA":
+        rows = _judge_sequences(evaluation, list(reads.values()), kmer, min_share, allow_missing_eof)
+        columns = SEQUENCE_COLUMNS
+    else:
+        source = _variants if kind in ("VCF", "BCF") else _regions
+        rows = _judge_intervals(source(evaluation, allow_missing_eof), reads, evaluation, renames, min_share)
+        columns = INTERVAL_COLUMNS
+    # A file that is broken from its first line on leaves nothing, not even a header.
+    first = list(itertools.islice(rows, 1))
     statuses = Counter()
     with open_output(output, force=force) as handle:
-        if kind == "FASTA":
-            rows = _judge_sequences(evaluation, list(reads.values()), kmer, min_share, allow_missing_eof)
-            columns = SEQUENCE_COLUMNS
-        else:
-            source = _variants if kind in ("VCF", "BCF") else _regions
-            rows = _judge_intervals(source(evaluation, allow_missing_eof), reads, evaluation, renames, min_share)
-            columns = INTERVAL_COLUMNS
         handle.write(("\t".join(columns) + "\n").encode())
-        for row in rows:
+        for row in itertools.chain(first, rows):
             statuses[row[columns.index("status")]] += 1
             handle.write(("\t".join(map(_spell, row)) + "\n").encode())
     summary = LeakageSummary(kind, steps, windows, dict(statuses), time.monotonic() - started)
