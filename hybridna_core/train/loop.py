@@ -5,8 +5,6 @@ windows of one step -> microbatches -> loss, gradients -> clip -> AdamW; now and
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 
 from hybridna_core.data.corpus import validation_windows
 from hybridna_core.data.inputs import warn
-from hybridna_core.errors import GuardError, OutOfMemory, Stopped
+from hybridna_core.errors import GuardError, OutOfMemory
 from hybridna_core.memory import spell_bytes, used_bytes
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import A, T
@@ -26,6 +24,7 @@ from hybridna_core.train.ledger import count_places, write_ledger
 from hybridna_core.train.log import Log, open_sinks
 from hybridna_core.train.optim import learning_rate
 from hybridna_core.train.parallel import ALONE
+from hybridna_core.train.signals import Abandoned, Signals
 from hybridna_core.train.snapshots import save_snapshot
 from hybridna_kernels.gemm import bf16_products
 
@@ -99,7 +98,7 @@ def count_bases(tokens, weights=None):
 
 def train_step(
     model, optimizer, tokens, weights=None, *, lr, clip, microbatch_tokens, bases=None, precision="fp32", world=ALONE,
-    names=None, judge=None,
+    names=None, judge=None, breakable=contextlib.nullcontext,
 ):  # fmt: skip
     """Take one optimiser step over the rows of all ranks; they weigh the same however they are split.
 
@@ -107,6 +106,7 @@ def train_step(
     bases            counted bases of all ranks, those of `tokens` when None
     names            per rank, what its rows are called in messages
     judge            called with the bits per base of all ranks; a Spike from it leaves the weights as they were
+    breakable        gives the context in which the step may be abandoned; weights are then as before
     raises           GuardError on a non-finite loss or gradient on any rank, OutOfMemory; weights are then as before
     """
     rows = max(1, microbatch_tokens // tokens.shape[1])
@@ -114,16 +114,20 @@ def train_step(
     parts = zip(tokens.split(rows), [None] * len(tokens) if weights is None else weights.split(rows), strict=False)
     total, norm, short = 0.0, 0.0, False
     try:
-        for part, weight in parts:
-            # Around the way back too, as blocks may be computed again there.
-            with world.watch(), bf16_products(precision == "bf16"):
-                weight = None if weight is None else weight.to(model.device)
-                loss, _ = loss_sum(model, part.to(model.device), weight, precision)
-                (loss * world.gradient_factor / (bases or 1)).backward()
-            total += float(loss.detach())
+        with breakable():
+            for part, weight in parts:
+                # Around the way back too, as blocks may be computed again there.
+                with world.watch(), bf16_products(precision == "bf16"):
+                    weight = None if weight is None else weight.to(model.device)
+                    loss, _ = loss_sum(model, part.to(model.device), weight, precision)
+                    (loss * world.gradient_factor / (bases or 1)).backward()
+                total += float(loss.detach())
         if world.size > 1 and world.shard != "full":
             # A rank's own gradient can be told only before the sum.
             norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    except Abandoned:
+        model.zero_grad(set_to_none=True)
+        raise
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -174,51 +178,6 @@ def is_out_of_memory(error):
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-class Signals:
-    """Note SIGINT, SIGTERM and their kin, so that the step in hand is finished; a second SIGINT stops at once.
-
-    number    of the signal that came, None so far
-    patience  seconds in which a second SIGINT counts as the first, as torchrun passes on what the terminal sent to all
-    """
-
-    def __init__(self, patience=0.0):
-        self.number, self.patience, self._since = None, patience, None
-
-    def __enter__(self):
-        self.number = None
-        self._old = {}
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"):
-                number = getattr(signal, name, None)
-                # nohup and a shell's background jobs ignore signals on purpose.
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, _frame):
-        now = time.monotonic()
-        if self.number == number == signal.SIGINT and now - self._since >= self.patience:
-            raise KeyboardInterrupt
-        self.number, self._since = number, now
-
-    def agree(self, world):
-        """Learn of a signal that came to any rank."""
-        if world.size > 1:
-            self.number = next((int(n) for (n,) in world.gather_numbers(self.number or 0) if n), None)
-
-    def check(self, step, world=ALONE):
-        """Raise Stopped if a signal came; everything up to `step` is saved."""
-        if self.number is not None:
-            name = signal.Signals(self.number).name
-            hint = "the same command goes on from here"
-            error = Stopped(f"stopped by {name}, saved", signal_number=self.number, where=f"step {step}", hint=hint)
-            raise world.spoken(error)
-
-    def __exit__(self, *_):
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-
 def train(model, optimizer, run, corpora, species, *, folder, position, progress=None, precision="fp32", world=ALONE):
     """Run the stages from a position on; return the last position and what the last validation measured.
 
@@ -248,17 +207,32 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
             if log is not None:
                 log.sinks += open_sinks(run.log, folder, position["step"], run.name)
         # torchrun passes a signal on that a terminal has sent to all already.
-        signals = stack.enter_context(Signals(patience=0.0 if world.size == 1 else 2.0))
+        signals = stack.enter_context(Signals(patience=0.0 if world.size == 1 else 2.0, alone=world.size == 1))
         # A signal may have come between a step and its validation.
         _validate_when_due(model, species, run, ends, position["step"], log, signals, world)
         signals.agree(world)
         signals.check(position["step"], world)
+
+        def save():
+            if log is not None:
+                log.sync()
+                write_ledger(folder / "ledger.tsv", position["ledger"], species)
+            save_snapshot(folder / "snapshots", model, optimizer, position, keep=run.save.keep, world=world)
+
         if progress:
             progress(position["step"], total)
+        saved = position["step"]
         while position["step"] < total:
-            stage, lr, result, seconds = _take_step(
-                model, optimizer, run, corpora, ends, position, precision, world, guard
-            )
+            try:
+                stage, lr, result, seconds = _take_step(
+                    model, optimizer, run, corpora, ends, position, precision, world, guard, signals.breakable
+                )
+            except Abandoned:
+                # A step that goes on for longer than a stop may take; it is taken anew when the run goes on.
+                step = position["step"]
+                if step > saved:
+                    save()
+                signals.check(step, world)
             step = position["step"]
             tokens_since += run.stage[stage].batch_tokens
             loading += seconds
@@ -286,17 +260,15 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
             _validate_when_due(model, species, run, ends, step, log, signals, world)
             signals.agree(world)
             if step % run.save.every == 0 or step == total or signals.number:
-                if log is not None:
-                    log.sync()
-                    write_ledger(folder / "ledger.tsv", position["ledger"], species)
-                save_snapshot(folder / "snapshots", model, optimizer, position, keep=run.save.keep, world=world)
+                save()
+                saved = step
             signals.check(step, world)
             # Speed is that of training alone.
             clock += time.monotonic() - paused
         return position, world.share(log and (log.valid_at(total) or {}))
 
 
-def _take_step(model, optimizer, run, corpora, ends, position, precision, world, guard):
+def _take_step(model, optimizer, run, corpora, ends, position, precision, world, guard, breakable):
     """Take the next step and move the position on.
 
     returns  the stage's number, the learning rate, the StepResult, the seconds that this rank's windows took to read
@@ -324,7 +296,7 @@ def _take_step(model, optimizer, run, corpora, ends, position, precision, world,
                     model, optimizer, tokens, lr=lr, clip=run.optim.clip, microbatch_tokens=microbatch,
                     bases=world.sum(count_bases(tokens, weights)), precision=precision, world=world, weights=weights,
                     names=[_spell_windows(numbers[rank :: world.size], stage) for rank in range(world.size)],
-                    judge=guard.find_spike,
+                    judge=guard.find_spike, breakable=breakable,
                 )  # fmt: skip
                 guard.note(result.bits, result.spike)
                 break
@@ -393,7 +365,11 @@ def _validate_when_due(model, species, run, ends, step, log, signals, world):
     if world.share(log is not None and log.valid_at(step) is not None):
         return
     stage = find_stage(ends, step - 1)
-    measured = validate(model, species, run, stage, stop=lambda: signals.number, world=world)
+    try:
+        with signals.breakable():
+            measured = validate(model, species, run, stage, stop=lambda: signals.number, world=world)
+    except Abandoned:
+        return
     if measured and log is not None:
         log.write(step=step, stage=stage, valid=measured)
 

@@ -1,6 +1,7 @@
 """The spike guard: which losses are spikes, and what becomes of a run that meets them."""
 
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def spiky(monkeypatch):
         def progress(done, total, note=""):
             now["step"] = done + 1
             if done == stop:
-                loop.signal.raise_signal(loop.signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
 
         with monkeypatch.context() as patch:
             patch.setattr(loop, "loss_sum", loss_sum)
