@@ -17,7 +17,8 @@ CLI_PACKAGES = {"typer", "rich", "click"}
 # Core modules or folders, lowest first; a module imports only from lower ranks, or from its own folder.
 RANKS = {
     "errors": 0, "config": 1, "memory": 1, "run_config": 2, "tokenizer": 2, "model": 3, "data": 3, "weight_files": 4,
-    "checkpoint": 4, "hf_weights": 4, "metrics": 4, "train": 5, "commands": 6, "__init__": 7,
+    "checkpoint": 4, "hf_weights": 4, "metrics": 4, "train": 5,
+    "scoring": 6, "score_fields": 6, "commands": 7, "__init__": 8,
 }  # fmt: skip
 COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate"}
 

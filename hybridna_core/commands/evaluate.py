@@ -321,9 +321,9 @@ def evaluate_coding(
     strand), codon position, or both are compared.
     """
     from hybridna_core.checkpoint import load_model
-    from hybridna_core.commands.score_variants import Scorer, make_plan
     from hybridna_core.data import coding
     from hybridna_core.data.genome import open_genome
+    from hybridna_core.scoring import Scorer, make_plan
 
     started = time.monotonic()
     for name, value, least in (("--sites", sites, 1), ("--missense", missense, 0), ("--seed", seed, 0)):

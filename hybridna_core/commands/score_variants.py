@@ -1,67 +1,43 @@
 """Score the variants of a VCF or BCF: log P(alternative) - log P(reference), written into the same records.
 
-records -> alleles judged against the genome (the first thousand before the model loads) -> per allele and direction:
-prefix read once, then both suffixes -> differences summed -> INFO fields appended -> VCF, bgzip or BCF
+records -> alleles judged against the genome (the first thousand before the model loads) -> Scorer -> INFO fields
+appended -> VCF, bgzip or BCF
 
-The definition is that of docs/scoring.md: what is read is laid out by data.variants.compare, here it is only read.
+The definition is that of docs/scoring.md; the engine is scoring.Scorer.
 """
 
 import collections
 import contextlib
 import itertools
-import math
 import os
 import shlex
 import time
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from hybridna_core.checkpoint import is_own_folder, load_model, read_description, resolve_folder, version
+from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.variants import CHECK_REF, SCORED, compare, read_alleles
-from hybridna_core.data.vcf import (
-    CONTIG_NAME,
-    INFO_KEY,
-    VcfReader,
-    VcfWriter,
-    build_index,
-    choose_output_type,
-    read_regions,
-    to_bytes,
-)
+from hybridna_core.data.vcf import INFO_KEY, VcfReader, VcfWriter, build_index, choose_output_type, read_regions
 from hybridna_core.data.writers import atomic_output, check_output, is_stdout, open_output
-from hybridna_core.errors import DataError, GuardError, UsageError, nearest
+from hybridna_core.errors import DataError, UsageError, nearest
 from hybridna_core.memory import spell_bytes
-from hybridna_core.model.likelihood import read
-from hybridna_core.tokenizer import N
+from hybridna_core.score_fields import (
+    FIELDS,
+    check_fields,
+    describe,
+    find_stale,
+    one_line,
+    spell_fields,
+    strip_header,
+)
+from hybridna_core.scoring import Score, Scorer, is_name, make_plan, name_model, read_config, seconds_per_token
 
 GUARD_RECORDS, GUARD_SHARE, GUARD_LEAST = 1000, 0.05, 20
-DEFAULT_WINDOW = 8192
 # Bases of a contig that a .tbi index can reach.
 TBI_LIMIT = 2**29
-FIELDS = ("LLR", "EDGE", "ST")
-STRAND_FIELDS = {"+": "FWD", "-": "REV"}
-# Further fields that an earlier run may have left, wrong beside new scores.
-OTHER_FIELDS = ("DIST", "PCT", "PHRED")
-
-
-class Score(NamedTuple):
-    """What an allele ends with; numbers are None where there is no score.
-
-    llr, forward, reverse  nats: mean of the strands, `+`, `-`
-    is_edge                a contig end shortened what was read
-    has_unknown            what was read held unknown bases
-    """
-
-    status: str
-    llr: float | None = None
-    is_edge: bool | None = None
-    forward: float | None = None
-    reverse: float | None = None
-    has_unknown: bool = False
 
 
 class Summary(NamedTuple):
@@ -93,14 +69,6 @@ class Summary(NamedTuple):
 
     def to_dict(self):
         return {name: value for name, value in self._asdict().items() if value is not None}
-
-
-class Plan(NamedTuple):
-    """The numbers that define a score, checked."""
-
-    window: int
-    horizon: int
-    stride: int
 
 
 def score_variants(
@@ -196,14 +164,6 @@ def score_variants(
 # Checks before any work
 
 
-def is_name(model):
-    return isinstance(model, str | os.PathLike)
-
-
-def name_model(model):
-    return str(model) if is_name(model) else model.name
-
-
 def check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, info_prefix, force, dry_run):
     """Check what can be checked before anything is read; return the output type."""
     if check_ref not in CHECK_REF:
@@ -232,47 +192,6 @@ def check_old_index(index, write_index, force):
         warn("old-index", f"{index} will not fit the new output; make it anew (tabix -f)")
     elif os.path.exists(index) and not force:
         raise UsageError("the index of the output exists already", where=index, hint="give --force to replace it")
-
-
-def read_config(model):
-    """Return the ModelConfig of a loaded model, or of a name or folder without loading it."""
-    if not is_name(model):
-        return model.config
-    folder = resolve_folder(model)
-    if is_own_folder(folder):
-        return read_description(folder)[0]
-    from hybridna_core.hf_weights import plan_import
-
-    return plan_import(folder).config
-
-
-def make_plan(config, window, horizon, stride):
-    """Fill in the defaults of window and horizon and check them against the model."""
-    room = config.bases_at_once
-    window = min(DEFAULT_WINDOW, room) if window is None else window
-    if not 1 <= window <= room:
-        what = f"is {window:,}, must be 1 to {room:,}"
-        raise UsageError(what, where="--window", hint=f"this model reads {room:,} bases at once")
-    horizon = max(window // 2, 1) if horizon is None else horizon
-    if not 1 <= horizon <= window:
-        raise UsageError(f"is {horizon:,}, must be 1 to the window of {window:,}", where="--horizon")
-    if stride < 1:
-        raise UsageError(f"is {stride:,}, must be at least 1", where="--stride")
-    return Plan(window, horizon, stride)
-
-
-def name_fields(prefix, per_strand):
-    """Names of the INFO fields that are written."""
-    return [prefix + name for name in (*FIELDS, *(STRAND_FIELDS.values() if per_strand else ()))]
-
-
-def check_fields(header, prefix, per_strand, replace, path):
-    """Raise UsageError when a field of ours is declared already."""
-    there = set(header.ids("INFO"))
-    for name in name_fields(prefix, per_strand):
-        if name in there and not replace:
-            hint = "--replace overwrites it, --info-prefix gives the new ones another name"
-            raise UsageError(f"the header has the field {name} already", where=path, hint=hint)
 
 
 def check_contigs(header, genome, renames, regions, strict, path):
@@ -356,74 +275,6 @@ class Order:
         self.pos = record.pos
 
 
-# Reading
-
-
-class Scorer:
-    """Scores alleles, one row per pass, so that a score depends on nothing but its variant.
-
-    What the reference gave is kept for the last places, where a record's further alleles mostly want it again.
-    """
-
-    KEPT = 4
-
-    def __init__(self, model, genome, plan):
-        self.model, self.genome, self.plan = model, genome, plan
-        bos = model.config.bos_token_id
-        self.opening = np.array([] if bos is None else [bos], dtype=np.int64)
-        self.prefixes, self.references = collections.OrderedDict(), collections.OrderedDict()
-
-    def score(self, allele):
-        """Return the Score of an Allele; raise GuardError when the model gives no finite number."""
-        if allele.variant is None:
-            return Score(allele.status)
-        variant = allele.variant
-        status, comparisons = compare(variant, self.genome, *self.plan)
-        if status != "ok":
-            return Score(status)
-        values = {c.strand: variant.sign * self.compare(variant.contig, c) for c in comparisons}
-        llr = math.fsum(values.values()) / len(values)
-        if not math.isfinite(llr):
-            where = f"{variant.contig}:{variant.start + 1}"
-            raise GuardError("the model gives no finite number", where=where, hint="hybridna models check FOLDER")
-        is_edge = len(values) < 2 or any(c.is_short for c in comparisons)
-        has_unknown = any(c.unknown_share > 0 for c in comparisons)
-        return Score(allele.status, llr, is_edge, values.get("+"), values.get("-"), has_unknown)
-
-    def compare(self, contig, comparison):
-        """Return log P(alternative) - log P(reference) in one direction, nats."""
-        place = contig, comparison.strand, comparison.start, comparison.change
-        prefix = self._keep(self.prefixes, place, lambda: self._read_prefix(comparison.prefix))
-        reference = self._keep(
-            self.references,
-            (*place, len(comparison.reference)),
-            lambda: self._read_suffix(comparison.reference, prefix),
-        )
-        alternative = self._read_suffix(comparison.alternative, prefix)
-        # Subtracted base by base first: sums over thousands of bases would drown the difference.
-        return float(np.sum(alternative - reference))
-
-    def _keep(self, kept, key, make):
-        if key not in kept:
-            kept[key] = make()
-            if len(kept) > self.KEPT:
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key]
-
-    def _read_prefix(self, ids):
-        tokens = np.concatenate([self.opening, ids]).astype(np.int64)
-        return self._read(tokens, None)[1] if len(tokens) else None
-
-    def _read_suffix(self, ids, reading):
-        """Log-probability of each known base, nats. (known bases,) float64"""
-        log_probs, _ = self._read(ids.astype(np.int64), reading)
-        return log_probs[0].cpu().numpy()[ids != N]
-
-    def _read(self, tokens, reading):
-        return read(self.model, torch.from_numpy(tokens)[None].to(self.model.device), reading)
-
-
 # Counting
 
 
@@ -497,40 +348,6 @@ def estimate(summary, config, tokens, device, dtype):
     return summary._replace(tokens=tokens, memory=f"about {spell_bytes(memory)}", time=f"about {seconds:,.0f} s")
 
 
-def seconds_per_token(config, device, dtype, length=1024):
-    """Time one layer of each kind that the model has; return seconds per token of all its layers."""
-    import dataclasses
-
-    from hybridna_core.model.hybrid import HybridLM
-
-    total = 0.0
-    for kind in dict.fromkeys(config.layer_types):
-        small = HybridLM(dataclasses.replace(config, layer_types=(kind,)), device=device, dtype=dtype)
-        tokens = torch.full((1, length), 7, device=device)
-        with torch.no_grad():
-            small(tokens)
-            start = time.perf_counter()
-            small(tokens)[0].sum().item()
-        total += config.layer_types.count(kind) * (time.perf_counter() - start) / length
-    return total
-
-
-# Header and fields
-
-
-def strip_header(header, prefix):
-    """Take the fields and run lines of an earlier run under the same prefix out of a header."""
-    stale = {prefix + name for name in (*FIELDS, *STRAND_FIELDS.values(), *OTHER_FIELDS)}
-
-    def is_stale(declaration):
-        name = declaration.fields.get("ID")
-        if declaration.kind == "hybridna":
-            return declaration.fields.get("Prefix") == prefix
-        return declaration.kind == "INFO" and name in stale
-
-    return header.without(is_stale)
-
-
 def contigs_in_use(ahead, is_whole, header, genome, renames):
     """Contigs of the genome that records may refer to, so far as is known before they are all read."""
     names = [record.contig for record, _ in ahead]
@@ -540,67 +357,6 @@ def contigs_in_use(ahead, is_whole, header, genome, renames):
     return [name for name in genome.contigs if name in found]
 
 
-def describe(header, genome, renames, model, plan, prefix, per_strand, no_version, used, options):
-    """Header lines that are added: missing contigs, our fields, how the numbers came about."""
-    back = {new: old for old, new in renames.items()}
-    declared = header.contigs
-    lines = []
-    for name, length in genome.contigs.items():
-        name = back.get(name, name)
-        if name not in declared and CONTIG_NAME.fullmatch(name):
-            lines.append(f"##contig=<ID={name},length={length}>")
-    what = f"summed over up to {plan.horizon} bases from the first changed base on"
-    source = 'Source="hybridna"' if no_version else f'Source="hybridna",Version="{version()}"'
-    texts = {
-        "LLR": ("Float", f"log P(alternative) - log P(reference), nats, {what}, mean of both reading directions"),
-        "EDGE": ("Integer", "1 if a contig end shortened what was read, else 0"),
-        "ST": ("String", "ok, swapped (the genome holds ALT), or why the allele has no score"),
-        "FWD": ("Float", f"{prefix}LLR of the direction + alone"),
-        "REV": ("Float", f"{prefix}LLR of the direction - alone"),
-    }
-    for name in name_fields(prefix, per_strand):
-        kind, text = texts[name.removeprefix(prefix)]
-        lines.append(f'##INFO=<ID={name},Number=A,Type={kind},Description="{text}",{source}>')
-    if no_version:
-        return lines
-    taken = {d.fields.get("ID") for d in header.declarations("hybridna")}
-    run = next(name for name in itertools.chain(["run"], (f"run{i}" for i in itertools.count(2))) if name not in taken)
-    facts = {
-        "Version": version(), "Prefix": prefix, "Model": model.name, "ModelSHA256": model.digest,
-        "Tokenizer": spell_tokenizer(model), "StartToken": "no" if model.config.bos_token_id is None else "yes",
-        "Window": plan.window, "Horizon": plan.horizon, "Stride": plan.stride, "Strands": "both",
-        "Reduction": "sum over the horizon, mean of the strands", "Unit": "nats",
-        "Precision": str(model.dtype).removeprefix("torch."), "Backend": spell_backends(model),
-        "Reference": os.path.basename(genome.path),
-        "ReferenceMD5": " ".join(f"{name}:{genome.digest(name)}" for name in used),
-    }  # fmt: skip
-    pairs = ",".join(f"{key}={value if isinstance(value, int) else quote(value)}" for key, value in facts.items())
-    lines.append(f"##hybridna=<ID={run},{pairs}>")
-    lines.append(f"##hybridna_score_variantsCommand={options}")
-    return lines
-
-
-def quote(text):
-    """Quote a header value; characters that would break the line become their escapes."""
-    return '"' + one_line(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def one_line(text):
-    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else f"\\x{ord(c):02x}" for c in str(text))
-
-
-def spell_tokenizer(model):
-    return f"single bases, {model.tokenizer.vocab_size} tokens, version {model.tokenizer.version}"
-
-
-def spell_backends(model):
-    """Name the backend of each op that the model uses."""
-    from hybridna_kernels import dispatch
-
-    rows = dispatch.report(model.device, model.dtype)
-    return " ".join(f"{op}:{name}" for op, name, state in rows if state == "in use")
-
-
 def spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, prefix, per_strand):
     """Spell the command line, of what decides the numbers: no threads, no output, no date."""
     words = ["score-variants", "--fasta-ref", fasta_ref, "--model", model.name, "--window", plan.window]
@@ -608,42 +364,6 @@ def spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, prefix, p
     words += ["--rename-chrs", rename_chrs] if rename_chrs is not None else []
     words += ["--info-prefix", prefix, *(["--per-strand"] if per_strand else []), vcf]
     return one_line(shlex.join(str(word) for word in words))
-
-
-def find_stale(record, prefix, replace, path):
-    """Keys of ours in a record, to be taken out; raise UsageError if they must not be."""
-    info = record.columns[7]
-    if to_bytes(prefix) not in info:
-        return ()
-    names = [to_bytes(prefix + name) for name in (*FIELDS, *STRAND_FIELDS.values(), *OTHER_FIELDS)]
-    present = {field.partition(b"=")[0] for field in info.split(b";")}
-    found = [name for name in names if name in present]
-    if found and not replace:
-        what = f"INFO has {found[0].decode()} already, undeclared in the header"
-        hint = "--replace overwrites it, --info-prefix gives the new ones another name"
-        raise UsageError(what, where=f"{path}:{record.number}", hint=hint)
-    return tuple(found)
-
-
-def spell_fields(scores, prefix, per_strand):
-    """Spell a record's INFO fields, one value per ALT."""
-    columns = {
-        "LLR": [spell_number(score.llr) for score in scores],
-        "EDGE": ["." if score.is_edge is None else str(int(score.is_edge)) for score in scores],
-        "ST": [score.status for score in scores],
-    }
-    if per_strand:
-        columns["FWD"] = [spell_number(score.forward) for score in scores]
-        columns["REV"] = [spell_number(score.reverse) for score in scores]
-    return ";".join(f"{prefix}{name}={','.join(values)}" for name, values in columns.items())
-
-
-def spell_number(value):
-    """Spell a score as the shortest text that gives back the same 32-bit float, which is what BCF holds."""
-    if value is None:
-        return "."
-    text = str(np.float32(value)).removesuffix(".0")
-    return "0" if text == "-0" else text
 
 
 def name_index(output, kind, genome):

@@ -8,9 +8,10 @@ import pytest
 from toys import markov_log_prob, markov_model, random_model
 
 from hybridna_core.commands import evaluate
-from hybridna_core.commands.score_variants import Scorer, score_variants
+from hybridna_core.commands.score_variants import score_variants
 from hybridna_core.data.markov import MarkovModel
 from hybridna_core.errors import UsageError
+from hybridna_core.scoring import Scorer
 from hybridna_core.tokenizer import encode, reverse_complement
 
 TABLE = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.4, 0.1], [0.7, 0.1, 0.1, 0.1], [0.05, 0.15, 0.5, 0.3]])

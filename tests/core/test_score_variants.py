@@ -17,11 +17,14 @@ from genome_files import put, warnings_of
 from toys import markov_log_prob, markov_model, random_model, uniform_model
 
 import hybridna_core
+from hybridna_core import scoring
 from hybridna_core.commands import score_variants as module
-from hybridna_core.commands.score_variants import make_plan, score_variants, spell_number
+from hybridna_core.commands.score_variants import score_variants
 from hybridna_core.data.inputs import read_chunks
 from hybridna_core.data.variants import REASONS, SCORED
 from hybridna_core.errors import DataError, GuardError, HybriDNAError, UsageError
+from hybridna_core.score_fields import spell_number
+from hybridna_core.scoring import make_plan
 from hybridna_core.tokenizer import reverse_complement
 
 TABLE = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.4, 0.1], [0.7, 0.1, 0.1, 0.1], [0.05, 0.15, 0.5, 0.3]])
@@ -225,7 +228,7 @@ def test_stride_and_horizon_are_other_scores(model):
 
 def test_reference_is_read_once_per_record(model, monkeypatch):
     counted = []
-    monkeypatch.setattr(module, "read", lambda *a: counted.append(a[1].shape[1]) or read(*a))
+    monkeypatch.setattr(scoring, "read", lambda *a: counted.append(a[1].shape[1]) or read(*a))
     read = hybridna_core.model.likelihood.read
     run(write(("chr1", 300, None, ",".join(b for b in "ACGT" if b != SEQUENCE[299]))), model)
     # Per direction one prefix with its start token, one reference and three alternatives.
@@ -617,7 +620,7 @@ def test_edge_cases_of_other_projects(shared_data, model, monkeypatch):
     """Each file against a genome of its own alleles: clean outcomes only, alleles in = scored + reasons."""
     # What the network says is of no matter here, and 30,000 passes would take minutes.
     quarter = math.log(1 / 4)
-    monkeypatch.setattr(module, "read", lambda model, tokens, _: (tokens.double().fill_(quarter), None))
+    monkeypatch.setattr(scoring, "read", lambda model, tokens, _: (tokens.double().fill_(quarter), None))
     outcomes = {"scored": 0, "nothing to score": 0, "refused": 0}
     for path in sorted((shared_data / "edge_vcf").rglob("*")):
         if not path.is_file() or path.name.endswith((".tbi", ".csi", ".idx", ".gzi")) or path.stat().st_size > 200_000:
