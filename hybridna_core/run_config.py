@@ -66,6 +66,7 @@ class MixtureConfig:
     max_unknown         largest share of unknown bases in a window
     reverse_complement  share of the windows that are read as their reverse complement
     soft_masked_weight  weight of lower-case bases in the loss; 0 skips them
+    duplication         share of the windows in which an earlier part is copied over a later one
     """
 
     power: float = 0.7
@@ -75,12 +76,13 @@ class MixtureConfig:
     by: str = "size"
     classes: dict[str, float] = field(default_factory=dict)
     soft_masked_weight: float = 1.0
+    duplication: float = 0.0
 
     def __post_init__(self):
         check_types(self)
         require(self.power >= 0, "power", self.power, "0 or more")
         require(self.max_passes > 0, "max_passes", self.max_passes, "above 0")
-        for name in ("max_unknown", "reverse_complement", "soft_masked_weight"):
+        for name in ("max_unknown", "reverse_complement", "soft_masked_weight", "duplication"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
         require(self.by in MIXTURES, "by", self.by, f"one of {', '.join(MIXTURES)}")
         for name, share in self.classes.items():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hybridna_core.data.duplication import duplicate
 from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.regions import parse_region, read_bed
 from hybridna_core.data.store import open_store, scan_store
@@ -378,6 +379,7 @@ class Corpus:
     max_unknown         largest share of unknown bases in a window
     reverse_share       share of the windows that are read as their reverse complement
     soft_masked_weight  weight of lower-case bases in the loss; at 1 windows carry no weights
+    duplication         share of the windows in which an earlier part is copied over a later one, see `duplicate`
 
     names, shares and usable say how the windows are shared: per species its name, its share, and the known bases
     that windows can reach. Warns of contigs left out; raises DataError when no window fits anywhere.
@@ -386,9 +388,10 @@ class Corpus:
     def __init__(
         self, species, *, bases, tokens, seed=0, stage=0, power=0.7, max_passes=15.0, weights=None, max_unknown=0.05,
         reverse_share=0.5, classes=None, class_shares=None, soft_masked_weight=1.0,
+        duplication=0.0,
     ):  # fmt: skip
         self.bases, self.seed, self.stage, self.reverse_share = bases, seed, stage, reverse_share
-        self.soft_masked_weight = soft_masked_weight
+        self.soft_masked_weight, self.duplication = soft_masked_weight, duplication
         self.names = [s.name for s in species]
         self._pools = [_Pool(s, bases, int(max_unknown * bases)) for s in species]
         self.usable = [pool.usable for pool in self._pools]
@@ -456,6 +459,11 @@ class Corpus:
         if is_reverse:
             ids = reverse_complement_ids(ids)
             weights = None if weights is None else weights[::-1].copy()
+        if self.duplication:
+            # Numbers of their own, so that the share changes no other draw.
+            random = np.random.Generator(np.random.Philox(key=[self.seed, self.stage], counter=[0, 0, 1, i]))
+            if random.random() < self.duplication:
+                ids, weights = duplicate(ids, weights, random)
         return Window(*self._name(kind, start, is_reverse), ids, weights)
 
 

@@ -22,7 +22,7 @@ OVERRIDABLE = ("stage", "seed", "mixture", "optim", "precision", "version")
 FREE = (".checkpoint_activations", "optim.precision", ".fasta", "_bed")
 # Keys of later releases; a run that leaves them out is the run it was before they came.
 LATER = (
-    "class_", "valid_bed", "exclude_bed", "by", "classes", "soft_masked_weight",
+    "class_", "valid_bed", "exclude_bed", "by", "classes", "soft_masked_weight", "duplication",
     "precision", "checkpoint_activations", "optimizer", "schedule", "cooldown",
 )  # fmt: skip
 
