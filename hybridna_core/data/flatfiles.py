@@ -6,8 +6,8 @@ path -> text, decompressed -> Biopython's scanner without features -> (name, let
 import io
 import warnings
 
-from hybridna_core.data.genome import mend_letters
 from hybridna_core.data.inputs import check_input, read_chunks, warn
+from hybridna_core.data.letters import mend_letters
 from hybridna_core.errors import DataError, UsageError
 
 

@@ -17,8 +17,10 @@ from genome_files import bgzip, block, put, warnings_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridna_core.data import genome as module
-from hybridna_core.data.genome import open_genome, read_fai, read_renames, scan_fasta
+from hybridna_core.data import fasta_index, fasta_scan
+from hybridna_core.data.fasta_index import read_fai
+from hybridna_core.data.fasta_scan import scan_fasta
+from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import BGZF_EOF
 from hybridna_core.errors import DataError, HybriDNAError, SystemFault, UsageError
 from hybridna_core.tokenizer import encode
@@ -121,10 +123,10 @@ def test_index_is_that_of_samtools_and_pyfaidx(tmp_path_factory, parts, end, las
             assert {n: str(r).upper() for n, r in oracle.items()} == {
                 f"c{i}": s.upper() for i, (s, _) in enumerate(parts)
             }
-    scanner = module._Scanner(path, None, False)
+    scanner = fasta_scan._Scanner(path, None, False)
     for i in range(0, len(content), piece):
         scanner.feed(content[i : i + piece])
-    assert module._index_bytes(scanner.finish())[0].decode() == ours
+    assert fasta_index._index_bytes(scanner.finish())[0].decode() == ours
 
 
 @settings(max_examples=30, deadline=None)
