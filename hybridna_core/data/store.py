@@ -52,8 +52,9 @@ _CODES = bytes.maketrans(b"ACGTNacgtn", bytes([0, 1, 2, 3, 4, 8, 9, 10, 11, 12])
 _IDS = np.full(16, N, dtype=np.uint8)
 _IDS[[0, 1, 2, 3, 8, 9, 10, 11]] = [A, C, G, T] * 2
 _BYTES = np.arange(256)
-_ID_PAIRS = np.stack([_IDS[_BYTES >> 4], _IDS[_BYTES & 15]], axis=1)
-_MASK_PAIRS = np.stack([(_BYTES & 0x80) > 0, (_BYTES & 0x08) > 0], axis=1)
+# What a byte's two bases are, side by side as one number, so that a table look-up gives both.
+_ID_PAIRS = np.stack([_IDS[_BYTES >> 4], _IDS[_BYTES & 15]], axis=1).view(np.uint16).ravel()
+_MASK_PAIRS = np.stack([_BYTES >> 7, _BYTES >> 3 & 1], axis=1).astype(np.uint8).view(np.uint16).ravel()
 # What may be told to be read as a base, and so is part of what a store holds.
 _LENIENT = ("other_letters", "rna", "allow_missing_eof")
 
@@ -118,7 +119,7 @@ class Store(ContigNames):
 
     def masked(self, start, end):
         """Tell for each base of [start, end) whether it is in lower case: (end - start,) bool. Raises as `packed`."""
-        return _unpack(self.packed(start, end), start, end, _MASK_PAIRS)
+        return _unpack(self.packed(start, end), start, end, _MASK_PAIRS).view(bool)
 
     def packed(self, start, end):
         """Return the bytes that hold the bases [start, end), every block of them compared with its hash at first use.
@@ -207,7 +208,7 @@ def _identity(status):
 
 def _unpack(raw, start, end, pairs):
     skip = int(start) % 2
-    return pairs[np.frombuffer(raw, dtype=np.uint8)].reshape(-1)[skip : skip + int(end) - int(start)]
+    return pairs[np.frombuffer(raw, dtype=np.uint8)].view(np.uint8)[skip : skip + int(end) - int(start)]
 
 
 def _block_hash(data):
