@@ -190,15 +190,16 @@ def require(condition, name, value, allowed):
         raise UsageError(f"is {value!r}, must be {allowed}", where=name)
 
 
-def read_json(path, infinity=False):
+def read_json(path, infinity=False, limit=JSON_BYTES_LIMIT):
     """Parse a JSON file strictly: UTF-8, below 8 MiB, no duplicate key, no NaN, no deep nesting; else UsageError.
 
     infinity  accept Infinity, which others write into published folders
+    limit     bytes that are read at most; None: any, of a file that is known to be ours
     """
     path = Path(path)
     size = path.stat().st_size
-    if size > JSON_BYTES_LIMIT:
-        raise UsageError(f"{size:,} bytes of JSON, at most {JSON_BYTES_LIMIT:,} are read", where=path)
+    if limit is not None and size > limit:
+        raise UsageError(f"{size:,} bytes of JSON, at most {limit:,} are read", where=path)
 
     def pairs(items):
         table = {}

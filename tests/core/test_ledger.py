@@ -17,11 +17,13 @@ from hybridna_core.data import store as store_module
 from hybridna_core.data.corpus import Window
 from hybridna_core.errors import DataError, Stopped
 from hybridna_core.model.hybrid import HybridLM
-from hybridna_core.run_config import read_run
+from hybridna_core.run_config import OptimConfig, read_run
 from hybridna_core.tokenizer import BOS, encode
 from hybridna_core.train.corpora import make_corpora, open_species, places_of
 from hybridna_core.train.ledger import count_places
 from hybridna_core.train.loop import count_bases, loss_sum, stack_weights, train_step, with_start
+from hybridna_core.train.optim import make_optimizer
+from hybridna_core.train.snapshots import find_snapshot, save_snapshot
 
 FEW = ["stage.0.steps=6", "stage.1.steps=2"]
 
@@ -102,6 +104,16 @@ def test_a_ledger_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     summary = pretrain(path, device="cpu", set=FEW)
     assert "could not be written" in warnings_of(caplog, "ledger")[0]
     assert len(ledger_of(summary.output)) == 3
+
+
+def test_a_ledger_of_very_many_contigs_comes_back(tmp_path):
+    model = HybridLM(SMALL, seed=0)
+    optimizer = make_optimizer(model, OptimConfig())
+    ledger = {"bug": {f"scaffold_{i:07}": [i, 63 * i] for i in range(200_000)}}
+    position = {"step": 1, "seen": {"bug": 1}, "ledger": ledger, "run": {}}
+    path = save_snapshot(tmp_path, model, optimizer, position, keep=2)
+    assert (path / "position.json").stat().st_size > 8 * 2**20
+    assert find_snapshot(tmp_path) == (path, position)
 
 
 def test_the_loaders_share_is_logged(tmp_path):
