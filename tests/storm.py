@@ -25,8 +25,8 @@ from typing import NamedTuple
 from runs import lay_out, outcome
 
 # Steps of some milliseconds each; saving is half of the work.
-SETTINGS = ("stage.0.steps=18", "save.every=2", "save.log_every=1", "valid.every=8", "mixture.max_passes=100")
-SAVES = 12
+SETTINGS = ("stage.0.steps=12", "save.every=2", "save.log_every=1", "valid.every=8", "mixture.max_passes=100")
+SAVES = 9
 # One thread, and kernels that nothing need be compiled for, so that runs are equal and forking is safe.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HYBRIDNA_KERNELS": "reference", "PYTHONPATH": os.path.dirname(__file__)}
 STOP_LIMIT = 25.0
@@ -129,7 +129,7 @@ class Storm:
         folder = self.folder / name
         lay_out(folder)
         process = self.start(folder)
-        lines = dice.randrange(1, 20)
+        lines = dice.randrange(1, 14)
         while process.is_alive() and _count_lines(folder / "out" / "log.jsonl") < lines:
             time.sleep(0.0005)
         time.sleep(dice.random() * 0.02)
