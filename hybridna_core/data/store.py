@@ -494,6 +494,9 @@ def _read(file, path, options, say=True):
     except OSError as error:
         _tell(say, f"{file}: cannot be read ({error.strerror})")
         return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # A header that is whole and yet none of ours.
+        columns = None
     if columns is None:
         _tell(say, f"{file}: damaged, or of another release; packing it again")
         return None

@@ -415,6 +415,19 @@ def test_a_store_that_was_cut_is_packed_again(tmp_path, size, packings):
     assert read_back(open_store(path)) == [drawn(3000)] and len(packings) == 2
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        [], {}, {"version": 1}, {"version": 1, "payload": "x", "tables": {}},
+        {"version": 1, "payload": 0, "tables": {"names": {"bytes": 8, "dtype": "O", "shape": [1]}}, "digest": ""},
+    ],
+)  # fmt: skip
+def test_a_header_that_is_none_of_ours(tmp_path, header, packings):
+    path = put(tmp_path, fasta(drawn(300)))
+    Path(path + ".packed").write_bytes(module._write_header(header) + bytes(8))
+    assert read_back(open_store(path)) == [drawn(300)] and len(packings) == 1
+
+
 def test_a_store_that_is_replaced_meanwhile(tmp_path):
     path = put(tmp_path, fasta(drawn(3000)))
     store = open_store(path)
