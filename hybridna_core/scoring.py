@@ -1,11 +1,13 @@
 """The engine that scores variants, shared by the commands: what a score is, and how it is read from a model.
 
-Variant -> data.variants.compare -> per direction: prefix read once, then both suffixes -> differences summed -> Score
+Variant -> data.variants.compare -> per direction: ReferencePass of the place, the alternative from its nearest snapshot
+-> differences summed -> Score
 
 The definition is that of docs/scoring.md: what is read is laid out by data.variants.compare, here it is only read.
 """
 
 import collections
+import itertools
 import math
 import os
 import time
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 
 from hybridna_core.checkpoint import is_own_folder, read_description, resolve_folder
-from hybridna_core.data.variants import compare
+from hybridna_core.data.variants import Haplotype, Piece, compare
 from hybridna_core.errors import GuardError, UsageError
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import N
@@ -83,18 +85,21 @@ def read_config(model):
 
 
 class Scorer:
-    """Scores alleles, one row per pass, so that a score depends on nothing but its variant.
+    """Scores alleles; alleles of one place and neighbours share what is read of the reference.
 
-    What the reference gave is kept for the last places, where a record's further alleles mostly want it again.
+    tokens  read so far
+
+    What is read together is laid out by the place alone, one row per pass, so that a score depends on nothing but its
+    variant. Without a model nothing is read but all is counted, and scores are 0.
     """
 
     KEPT = 4
 
-    def __init__(self, model, genome, plan):
-        self.model, self.genome, self.plan = model, genome, plan
-        bos = model.config.bos_token_id
+    def __init__(self, model, genome, plan, config=None):
+        self.model, self.genome, self.plan, self.tokens = model, genome, plan, 0
+        bos = (config or model.config).bos_token_id
         self.opening = np.array([] if bos is None else [bos], dtype=np.int64)
-        self.prefixes, self.references = collections.OrderedDict(), collections.OrderedDict()
+        self.passes = collections.OrderedDict()
 
     def score(self, allele):
         """Return the Score of an Allele; raise GuardError when the model gives no finite number."""
@@ -115,36 +120,120 @@ class Scorer:
 
     def compare(self, contig, comparison):
         """Return log P(alternative) - log P(reference) in one direction, nats."""
-        place = contig, comparison.strand, comparison.start, comparison.change
-        prefix = self._keep(self.prefixes, place, lambda: self._read_prefix(comparison.prefix))
-        reference = self._keep(
-            self.references,
-            (*place, len(comparison.reference)),
-            lambda: self._read_suffix(comparison.reference, prefix),
-        )
-        alternative = self._read_suffix(comparison.alternative, prefix)
+        shared = self._find_pass(contig, comparison.strand, comparison.start)
+        change = comparison.change - comparison.start
+        reference = shared.read_reference(change, change + len(comparison.reference))
+        alternative = shared.read_alternative(change, comparison.alternative)
         # Subtracted base by base first: sums over thousands of bases would drown the difference.
-        return float(np.sum(alternative - reference))
+        return float(np.sum(alternative[comparison.alternative != N] - reference[comparison.reference != N]))
 
-    def _keep(self, kept, key, make):
-        if key not in kept:
-            kept[key] = make()
-            if len(kept) > self.KEPT:
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key]
-
-    def _read_prefix(self, ids):
-        tokens = np.concatenate([self.opening, ids]).astype(np.int64)
-        return self._read(tokens, None)[1] if len(tokens) else None
-
-    def _read_suffix(self, ids, reading):
-        """Log-probability of each known base, nats. (known bases,) float64"""
-        log_probs, _ = self._read(ids.astype(np.int64), reading)
-        return log_probs[0].cpu().numpy()[ids != N]
+    def _find_pass(self, *place):
+        """Return the pass that begins at (contig, strand, start), one of the last used or a new one."""
+        if place not in self.passes:
+            self.passes[place] = ReferencePass(self._read, self.genome, *place, self.plan, self.opening)
+            if len(self.passes) > self.KEPT:
+                self.passes.popitem(last=False)
+        self.passes.move_to_end(place)
+        return self.passes[place]
 
     def _read(self, tokens, reading):
-        return read(self.model, torch.from_numpy(tokens)[None].to(self.model.device), reading)
+        """Read tokens (n,) after a Reading; return their log-probabilities (n,), nats, and the Reading after."""
+        self.tokens += len(tokens)
+        if self.model is None:
+            return np.zeros(len(tokens)), None
+        row = torch.from_numpy(tokens.astype(np.int64))[None].to(self.model.device)
+        log_probs, reading = read(self.model, row, reading)
+        return log_probs[0].cpu().numpy(), reading
+
+
+class ReferencePass:
+    """The reference read once from one place on, as far as is asked for, with snapshots to go on from.
+
+    start    where it begins, counted from where reading begins; offsets count from there
+    read     tokens, Reading -> log-probabilities, Reading
+
+    Changes lie `first` to `last` bases after the start: the stride moves the start by less than itself, and only at
+    the contig's very end may they lie anywhere before. The pieces that are read end at fixed offsets, so that the
+    numbers do not depend on which variants are asked for: at `first` and every `step` bases from there to `last`, at
+    the window's end, and every `step` from there, where unknown bases move the horizon on.
+    """
+
+    def __init__(self, read, genome, contig, strand, start, plan, opening):
+        length = genome.contigs[contig]
+        self.reference = Haplotype(genome, contig, [Piece(0, length)], strand == "-")
+        self.read, self.start, self.opening = read, start, opening
+        self.first, self.last, self.step = lay_out(plan, length)
+        if start == 0:
+            self.ends = itertools.count(self.step, self.step)
+        else:
+            snapshots = (end for end in range(self.first, self.last + 1, self.step) if end > 0)
+            self.ends = itertools.chain(snapshots, itertools.count(plan.window, self.step))
+        self.log_probs, self.reading = np.zeros(0), None
+        # Offset -> Reading; before the first token there is none.
+        self.snapshots = {0: None}
+
+    def read_reference(self, start, end):
+        """Return the log-probability of each base from one offset to another, nats; NaN at N."""
+        while len(self.log_probs) < end:
+            self._extend(min(next(self.ends), self.reference.length - self.start))
+        return self.log_probs[start:end]
+
+    def read_alternative(self, change, ids):
+        """Return the log-probability of each base of an allele that the reference gives way to at an offset, nats.
+
+        The reference must have been read beyond that offset.
+        """
+        nearest = max(offset for offset in self.snapshots if offset <= change)
+        tokens = np.concatenate([self._tokens(nearest, change), ids])
+        log_probs, _ = self.read(tokens, self.snapshots[nearest])
+        return log_probs[len(tokens) - len(ids) :]
+
+    def _tokens(self, start, end):
+        """Tokens of the reference between two offsets, after the start token if they begin at 0."""
+        ids = self.reference.ids(self.start + start, self.start + end)
+        return np.concatenate([self.opening, ids]) if start == 0 else ids
+
+    def _extend(self, end):
+        done = len(self.log_probs)
+        log_probs, self.reading = self.read(self._tokens(done, end), self.reading)
+        self.log_probs = np.concatenate([self.log_probs, log_probs[done - end :]])
+        if end <= self.last:
+            self._keep(end)
+
+    def _keep(self, end):
+        if self.reading is not None:
+            # Keys of all before become common to whatever goes on from here, and earlier snapshots look into the same.
+            self.reading = self.reading.repeat(1)
+            later = self.reading.state
+            earlier = {offset: reading for offset, reading in self.snapshots.items() if reading is not None}
+            for offset, reading in earlier.items():
+                self.snapshots[offset] = reading._replace(state=reading.state.within(later))
+        self.snapshots[end] = self.reading
+
+
+def lay_out(plan, length):
+    """Return where a pass's snapshots lie on a contig: first and last offset of a change, and the step between them.
+
+    The step keeps a pass to about sixteen snapshots and is at least 64 bases, half of which an alternative reads again
+    on average.
+    """
+    last = plan.window - plan.horizon
+    return max(last - plan.stride + 1, 0), last, max(64, min(last, length) // 16)
+
+
+def estimate(config, plan, tokens, device, dtype):
+    """Return bytes of memory and seconds that reading so many tokens takes; a layer of each kind is timed."""
+    from hybridna_core.checkpoint import choose_device, choose_dtype
+    from hybridna_core.model.hybrid import count_parameters
+    from hybridna_core.model.state import bytes_per_row
+
+    item = 4 if dtype == "float32" else torch.empty(0, dtype=choose_dtype(dtype)).element_size()
+    first, last, step = lay_out(plan, plan.window)
+    # Each pass holds the keys of a window once and a few snapshots; an alternative adds a row of its own.
+    held = Scorer.KEPT * (1 + (last - first) // step) * bytes_per_row(config, 0, item)
+    held += (Scorer.KEPT + 1) * bytes_per_row(config, plan.window, item)
+    seconds = tokens * seconds_per_token(config, choose_device(device), choose_dtype(dtype))
+    return count_parameters(config) * item + held, seconds
 
 
 def seconds_per_token(config, device, dtype, length=1024):

@@ -14,12 +14,10 @@ import shlex
 import time
 from typing import NamedTuple
 
-import torch
-
 from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
-from hybridna_core.data.variants import CHECK_REF, SCORED, compare, read_alleles
+from hybridna_core.data.variants import CHECK_REF, SCORED, read_alleles
 from hybridna_core.data.vcf import INFO_KEY, VcfReader, VcfWriter, build_index, choose_output_type, read_regions
 from hybridna_core.data.writers import atomic_output, check_output, is_stdout, open_output
 from hybridna_core.errors import DataError, UsageError, nearest
@@ -33,7 +31,7 @@ from hybridna_core.score_fields import (
     spell_fields,
     strip_header,
 )
-from hybridna_core.scoring import Score, Scorer, is_name, make_plan, name_model, read_config, seconds_per_token
+from hybridna_core.scoring import Scorer, estimate, is_name, make_plan, name_model, read_config
 
 GUARD_RECORDS, GUARD_SHARE, GUARD_LEAST = 1000, 0.05, 20
 # Bases of a contig that a .tbi index can reach.
@@ -117,9 +115,12 @@ def score_variants(
         guard(ahead, is_whole, reader.header, genome, renames, vcf)
         records = itertools.chain(ahead, judged)
         if dry_run:
-            tokens = plan_records(records, genome, plan, config, tally, progress)
-            known_horizon = summarise(tally, plan, name_model(model), None, start)
-            return estimate(known_horizon, config, tokens, device, dtype)
+            scorer = Scorer(None, genome, plan, config)
+            plan_records(records, scorer, tally, progress)
+            memory, seconds = estimate(config, plan, scorer.tokens, device, dtype)
+            return summarise(tally, plan, name_model(model), None, start)._replace(
+                tokens=scorer.tokens, memory=f"about {spell_bytes(memory)}", time=f"about {seconds:,.0f} s"
+            )
         if is_name(model):
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
         header = strip_header(reader.header, info_prefix) if replace else reader.header
@@ -315,37 +316,15 @@ def summarise(tally, plan, model, output, start):
 # The dry run
 
 
-def plan_records(records, genome, plan, config, tally, progress):
-    """Lay out what would be read, without reading it; return the number of tokens."""
-    tokens = 0
+def plan_records(records, scorer, tally, progress):
+    """Score all records with a Scorer that has no model, which only counts."""
     for number, (_, alleles) in enumerate(records, start=1):
-        scores = []
-        for allele in alleles:
-            status, comparisons = allele.status, []
-            if allele.variant is not None:
-                laid_out, comparisons = compare(allele.variant, genome, *plan)
-                status = status if laid_out == "ok" else laid_out
-            is_edge = bool(comparisons) and (len(comparisons) < 2 or any(c.is_short for c in comparisons))
-            scores.append(Score(status, is_edge=is_edge, has_unknown=any(c.unknown_share > 0 for c in comparisons)))
-            tokens += sum(len(c.prefix) + len(c.reference) + len(c.alternative) for c in comparisons)
-            tokens += len(comparisons) * (config.bos_token_id is not None)
-        tally.add(scores)
+        tally.add([scorer.score(allele) for allele in alleles])
         if progress is not None:
             progress(number, None)
-    return tokens
 
 
-def estimate(summary, config, tokens, device, dtype):
-    """Add tokens, memory and time to the Summary of a dry run; time is measured on two layers of random weights."""
-    from hybridna_core.checkpoint import choose_device, choose_dtype
-    from hybridna_core.model.hybrid import count_parameters
-    from hybridna_core.model.state import bytes_per_row
-
-    item = 4 if dtype == "float32" else torch.empty(0, dtype=choose_dtype(dtype)).element_size()
-    # The prefix's state and the one that a suffix builds on it, for each place that is kept.
-    memory = count_parameters(config) * item + (Scorer.KEPT + 1) * bytes_per_row(config, summary.window, item)
-    seconds = tokens * seconds_per_token(config, choose_device(device), choose_dtype(dtype))
-    return summary._replace(tokens=tokens, memory=f"about {spell_bytes(memory)}", time=f"about {seconds:,.0f} s")
+# The header
 
 
 def contigs_in_use(ahead, is_whole, header, genome, renames):

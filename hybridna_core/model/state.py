@@ -76,6 +76,19 @@ class ModelState(NamedTuple):
         ]
         return ModelState(tuple(copied), self.length)
 
+    def within(self, later):
+        """Return the same state, its shared keys and values as views of a later state's, which go on from them."""
+        layers = [
+            old
+            if isinstance(old, MambaState) or old.shared_keys is None
+            else old._replace(
+                shared_keys=new.shared_keys[:, : old.shared_keys.shape[1]],
+                shared_values=new.shared_values[:, : old.shared_values.shape[1]],
+            )
+            for old, new in zip(self.layers, later.layers, strict=True)
+        ]
+        return ModelState(tuple(layers), self.length)
+
     @property
     def nbytes(self):
         """Bytes that the state holds."""
