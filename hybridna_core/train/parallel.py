@@ -290,13 +290,16 @@ class World:
             return distribute_tensor(value.to(self.device), parameter.device_mesh, parameter.placements)
 
     def own_moments(self, tensors, optimizer, model):
-        """Return what this process holds of an optimiser's whole state, by the names of `optimizer_tensors`."""
+        """Return what this process holds of an optimiser's whole state, by the names of `optimizer_tensors`.
+
+        tensors  yields (name, whole tensor), in the same order on every process
+        """
         if self.shard == "none":
-            return tensors
+            return dict(tensors)
         parameters = dict(model.named_parameters())
         mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
         found = {}
-        for name, value in sorted(tensors.items()):
+        for name, value in tensors:
             key, weight = name.split(".", 1)
             if id(parameters[weight]) in mine:
                 # A count of steps belongs to every share.

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -329,6 +330,16 @@ def test_a_second_interrupt_stops_at_once():
     with pytest.raises(KeyboardInterrupt), Signals():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_that_torchrun_repeats_counts_once():
+    with Signals(patience=0.3) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.number == signal.SIGINT
+        time.sleep(0.4)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_signals_that_are_ignored_on_purpose_stay_so():
