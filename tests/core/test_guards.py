@@ -104,8 +104,8 @@ class TwoRanks(World):
         super().__init__(size=2)
         self.nats = nats
 
-    def gather(self, value):
-        return [value, (self.nats, 1.0, False)]
+    def gather_numbers(self, *own):
+        return [own, (self.nats, 1.0, 0.0)]
 
     def sum_gradients(self, model):
         pass
