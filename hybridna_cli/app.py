@@ -23,6 +23,7 @@ COMMANDS = {
     "score-variants": "score_variants",
     "embed": "embed",
     "generate": "generate",
+    "saturate": "saturate",
     "pretrain": "pretrain",
     "leakage": "leakage",
     "evaluate": "evaluate",
@@ -35,6 +36,7 @@ LESS_MEMORY = {
     "score-variants": "a smaller --window needs less",
     "embed": "shorter regions need less",
     "generate": "a smaller --num-beams or --length needs less",
+    "saturate": "a smaller --window needs less",
     "evaluate coding": "a smaller --window needs less",
     "evaluate genome": "a smaller --window needs less",
 }

@@ -94,6 +94,13 @@ Window = Annotated[
         help="Bases read in one pass.",
     ),
 ]  # fmt: skip
+Horizon = Annotated[
+    int | None,
+    typer.Option(
+        "--horizon", metavar="BASES", show_default="half the window",
+        help="Bases counted from the first changed base on; fewer are faster, and another score.",
+    ),
+]  # fmt: skip
 RebuildIndex = Annotated[bool, typer.Option("--rebuild-index", help="Build the FASTA index anew.")]
 OtherLetters = Annotated[
     str | None,

@@ -13,6 +13,7 @@ from hybridna_cli.options import (
     Dtype,
     Fasta,
     Force,
+    Horizon,
     Input,
     Model,
     NoVersion,
@@ -36,8 +37,8 @@ def score_variants(
     output_type: Annotated[
         str | None,
         typer.Option(
-            "-O", "--output-type", metavar="v|z|b|u", show_default="by the output's suffix",
-            help="VCF, bgzip VCF, BCF, uncompressed BCF.",
+            "-O", "--output-type", metavar="v|z|b|u|t", show_default="by the output's suffix",
+            help="VCF, bgzip VCF, BCF, uncompressed BCF; a table, one line per allele, bgzip if the name ends in .gz.",
         ),
     ] = None,
     write_index: Annotated[
@@ -45,13 +46,7 @@ def score_variants(
     ] = False,
     model: Model = "base",
     window: Window = None,
-    horizon: Annotated[
-        int | None,
-        typer.Option(
-            "--horizon", metavar="BASES", show_default="half the window",
-            help="Bases counted from the first changed base on; fewer are faster, and another score.",
-        ),
-    ] = None,
+    horizon: Horizon = None,
     stride: Annotated[
         int, typer.Option("--stride", metavar="BASES", help="Begin what is read at multiples of so many bases.")
     ] = 1,

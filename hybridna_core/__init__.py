@@ -18,6 +18,7 @@ _PUBLIC = {
     "pretrain": "commands.pretrain",
     "leakage": "commands.leakage",
     "score_variants": "commands.score_variants",
+    "saturate": "commands.saturate",
     "evaluate_genome": "commands.evaluate",
     "evaluate_coding": "commands.evaluate",
     "doctor": "commands.doctor",

@@ -1,6 +1,6 @@
 """How scores stand in a file: INFO fields, the header lines that declare them, and how the numbers came about.
 
-model, Plan -> header lines; Scores of a record -> INFO text
+model, Plan -> header lines; Scores of a record -> INFO text, or lines of a table
 """
 
 import itertools
@@ -9,13 +9,16 @@ import os
 import numpy as np
 
 from hybridna_core.checkpoint import version
-from hybridna_core.data.vcf import CONTIG_NAME, to_bytes
-from hybridna_core.errors import UsageError
+from hybridna_core.data.vcf import CONTIG_NAME, BgzfWriter, to_bytes
+from hybridna_core.data.writers import is_stdout
+from hybridna_core.errors import DataError, UsageError
 
 FIELDS = ("LLR", "EDGE", "ST")
 STRAND_FIELDS = {"+": "FWD", "-": "REV"}
 # Further fields that an earlier run may have left, wrong beside new scores.
 OTHER_FIELDS = ("DIST", "PCT", "PHRED")
+# Bases of a contig that a .tbi index can reach.
+TBI_LIMIT = 2**29
 
 
 def name_fields(prefix, per_strand):
@@ -70,19 +73,27 @@ def describe(header, genome, renames, model, plan, prefix, per_strand, no_versio
         return lines
     taken = {d.fields.get("ID") for d in header.declarations("hybridna")}
     run = next(name for name in itertools.chain(["run"], (f"run{i}" for i in itertools.count(2))) if name not in taken)
+    return [*lines, spell_run(genome, model, plan, used, prefix, run), f"##hybridna_score_variantsCommand={options}"]
+
+
+def spell_run(genome, model, plan, used, prefix=None, run="run"):
+    """Spell the header line that says how the numbers came about.
+
+    used    contigs whose digest is given
+    prefix  of the fields' names, where there are fields
+    """
     facts = {
-        "Version": version(), "Prefix": prefix, "Model": model.name, "ModelSHA256": model.digest,
-        "Tokenizer": spell_tokenizer(model), "StartToken": "no" if model.config.bos_token_id is None else "yes",
-        "Window": plan.window, "Horizon": plan.horizon, "Stride": plan.stride, "Strands": "both",
+        "Version": version(), **({} if prefix is None else {"Prefix": prefix}), "Model": model.name,
+        "ModelSHA256": model.digest, "Tokenizer": spell_tokenizer(model),
+        "StartToken": "no" if model.config.bos_token_id is None else "yes", "Window": plan.window,
+        "Horizon": plan.horizon, "Stride": plan.stride, "Strands": "both",
         "Reduction": "sum over the horizon, mean of the strands", "Unit": "nats",
         "Precision": str(model.dtype).removeprefix("torch."), "Backend": spell_backends(model),
         "Reference": os.path.basename(genome.path),
         "ReferenceMD5": " ".join(f"{name}:{genome.digest(name)}" for name in used),
     }  # fmt: skip
     pairs = ",".join(f"{key}={value if isinstance(value, int) else quote(value)}" for key, value in facts.items())
-    lines.append(f"##hybridna=<ID={run},{pairs}>")
-    lines.append(f"##hybridna_score_variantsCommand={options}")
-    return lines
+    return f"##hybridna=<ID={run},{pairs}>"
 
 
 def quote(text):
@@ -123,15 +134,15 @@ def find_stale(record, prefix, replace, path):
 
 def spell_fields(scores, prefix, per_strand):
     """Spell a record's INFO fields, one value per ALT."""
-    columns = {
-        "LLR": [spell_number(score.llr) for score in scores],
-        "EDGE": ["." if score.is_edge is None else str(int(score.is_edge)) for score in scores],
-        "ST": [score.status for score in scores],
-    }
-    if per_strand:
-        columns["FWD"] = [spell_number(score.forward) for score in scores]
-        columns["REV"] = [spell_number(score.reverse) for score in scores]
-    return ";".join(f"{prefix}{name}={','.join(values)}" for name, values in columns.items())
+    columns = zip(*(spell_score(score, per_strand) for score in scores), strict=True)
+    names = name_fields(prefix, per_strand)
+    return ";".join(f"{name}={','.join(values)}" for name, values in zip(names, columns, strict=True))
+
+
+def spell_score(score, per_strand):
+    """Spell a Score: LLR, EDGE, ST, and the directions if wanted."""
+    values = [spell_number(score.llr), "." if score.is_edge is None else str(int(score.is_edge)), score.status]
+    return [*values, spell_number(score.forward), spell_number(score.reverse)] if per_strand else values
 
 
 def spell_number(value):
@@ -140,3 +151,78 @@ def spell_number(value):
         return "."
     text = str(np.float32(value)).removesuffix(".0")
     return "0" if text == "-0" else text
+
+
+class ScoreTable:
+    """Writes scores as a table to an open binary handle, one line per allele; `close` completes it.
+
+    lines       `##` lines before the column names
+    per_strand  with columns for the two directions
+    with_id     with a column for the record's ID
+    is_bgzf     in bgzip blocks
+
+    Columns: #chrom pos ref alt [id] llr edge status [fwd rev]; pos counts from 1; `.` where there is no number. A bgzip
+    one in order can be indexed: tabix -s 1 -b 2 -e 2.
+    """
+
+    def __init__(self, handle, lines, *, per_strand=False, with_id=False, is_bgzf=False):
+        self.per_strand = per_strand
+        self.bgzf = BgzfWriter(handle) if is_bgzf else None
+        self.sink = self.bgzf or handle
+        names = [
+            "#chrom",
+            "pos",
+            "ref",
+            "alt",
+            *["id"] * with_id,
+            "llr",
+            "edge",
+            "status",
+            *["fwd", "rev"] * per_strand,
+        ]
+        self.sink.write(to_bytes("".join(f"{line}\n" for line in (*lines, "\t".join(names)))))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None and self.bgzf is not None:
+            self.bgzf.close()
+
+    def add(self, keys, score):
+        """Write one allele. keys: contig, pos, ref, alt and perhaps the ID, as bytes"""
+        self.sink.write(b"\t".join([*keys, *map(to_bytes, spell_score(score, self.per_strand))]) + b"\n")
+
+    def write_record(self, record, scores):
+        """Write every ALT of a record."""
+        contig, pos, name, ref, alts = record.columns[:5]
+        for alt, score in zip(alts.split(b","), scores, strict=True):
+            self.add((contig, pos, ref, alt, name), score)
+
+
+def is_bgzip_name(path):
+    """Tell whether a file name asks for bgzip."""
+    return not is_stdout(path) and os.fspath(path).lower().endswith((".gz", ".bgz"))
+
+
+def name_index(output, kind, genome):
+    """Name of an output's index: .tbi, or .csi for BCF and for contigs beyond the reach of .tbi."""
+    is_long = any(length >= TBI_LIMIT for length in genome.contigs.values())
+    return f"{output}{'.csi' if kind == 'b' or is_long else '.tbi'}"
+
+
+class Order:
+    """Sees to it that lines are sorted by contig and position, which an index needs."""
+
+    def __init__(self, path, hint):
+        self.path, self.hint, self.contig, self.pos, self.done = path, hint, None, 0, set()
+
+    def check(self, contig, pos, number):
+        """Raise DataError for a line out of order. pos: None where it is no number; number: of the input's line"""
+        if contig != self.contig:
+            self.done.add(self.contig)
+            self.contig, self.pos = contig, 0
+        if contig in self.done or pos is None or pos < self.pos:
+            what = "records are not sorted, so --write-index is not possible"
+            raise DataError(what, where=f"{self.path}:{number}", hint=self.hint)
+        self.pos = pos

@@ -1,7 +1,7 @@
 """Score the variants of a VCF or BCF: log P(alternative) - log P(reference), written into the same records.
 
 records -> alleles judged against the genome (the first thousand before the model loads) -> Scorer -> INFO fields
-appended -> VCF, bgzip or BCF
+appended -> VCF, bgzip or BCF; or a table
 
 The definition is that of docs/scoring.md; the engine is scoring.Scorer.
 """
@@ -24,18 +24,21 @@ from hybridna_core.errors import DataError, UsageError, nearest
 from hybridna_core.memory import spell_bytes
 from hybridna_core.score_fields import (
     FIELDS,
+    Order,
+    ScoreTable,
     check_fields,
     describe,
     find_stale,
+    is_bgzip_name,
+    name_index,
     one_line,
     spell_fields,
+    spell_run,
     strip_header,
 )
 from hybridna_core.scoring import Scorer, estimate, is_name, make_plan, name_model, read_config
 
 GUARD_RECORDS, GUARD_SHARE, GUARD_LEAST = 1000, 0.05, 20
-# Bases of a contig that a .tbi index can reach.
-TBI_LIMIT = 2**29
 
 
 class Summary(NamedTuple):
@@ -80,7 +83,7 @@ def score_variants(
 
     vcf            VCF, VCF.gz or BCF; `-` for standard input
     fasta_ref      the reference genome, plain or bgzip
-    output         `-` for standard output; the suffix sets the type unless `output_type` (v, z, b, u) does
+    output         `-` for standard output; the suffix sets the type unless `output_type` (v, z, b, u, t) does
     model          name, folder, or a loaded model
     window         bases of prefix and horizon together; the smaller of 8,192 and what the model reads when None
     horizon        known bases counted from the first changed base on; half the window when None
@@ -107,7 +110,8 @@ def score_variants(
         open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome,
         VcfReader(vcf, regions=wanted, allow_missing_eof=allow_missing_eof) as reader,
     ):
-        check_fields(reader.header, info_prefix, per_strand, replace, vcf)
+        if kind != "t":
+            check_fields(reader.header, info_prefix, per_strand, replace, vcf)
         check_contigs(reader.header, genome, renames, wanted, strict, vcf)
         judged = judge(reader, genome, renames, check_ref, plan.horizon)
         ahead = list(itertools.islice(judged, GUARD_RECORDS))
@@ -123,27 +127,36 @@ def score_variants(
             )
         if is_name(model):
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
-        header = strip_header(reader.header, info_prefix) if replace else reader.header
         used = contigs_in_use(ahead, is_whole, reader.header, genome, renames)
         options = spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, info_prefix, per_strand)
-        header = header.extended(
-            describe(header, genome, renames, model, plan, info_prefix, per_strand, no_version, used, options)
-        )
         scorer = Scorer(model, genome, plan)
         with contextlib.ExitStack() as stack:
             index = None
             if write_index:
                 index = stack.enter_context(atomic_output(name_index(output, kind, genome), force=force))
             handle = stack.enter_context(open_output(output, force))
-            with VcfWriter(handle, kind, header) as writer:
-                order = Order(vcf) if write_index else None
+            if kind == "t":
+                run_line = spell_run(genome, model, plan, used)
+                lines = [] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"]
+                table = ScoreTable(handle, lines, per_strand=per_strand, with_id=True, is_bgzf=is_bgzip_name(output))
+            else:
+                header = strip_header(reader.header, info_prefix) if replace else reader.header
+                header = header.extended(
+                    describe(header, genome, renames, model, plan, info_prefix, per_strand, no_version, used, options)
+                )
+                table = VcfWriter(handle, kind, header)
+            with table as writer:
+                order = Order(vcf, "bcftools sort first") if write_index else None
                 for number, (record, alleles) in enumerate(records, start=1):
                     if order is not None:
-                        order.check(record)
+                        order.check(record.contig, record.pos, record.number)
                     scores = [scorer.score(allele) for allele in alleles]
                     tally.add(scores)
-                    removed = find_stale(record, info_prefix, replace, vcf)
-                    writer.write_record(record, spell_fields(scores, info_prefix, per_strand), removed)
+                    if kind == "t":
+                        writer.write_record(record, scores)
+                    else:
+                        removed = find_stale(record, info_prefix, replace, vcf)
+                        writer.write_record(record, spell_fields(scores, info_prefix, per_strand), removed)
                     if progress is not None:
                         progress(number, None)
                 check_any_known(tally, genome, vcf)
@@ -174,9 +187,10 @@ def check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, i
         what = f"{info_prefix!r} cannot begin a VCF key"
         raise UsageError(what, where="--info-prefix", hint="letters, digits, _ and ., not a digit first")
     kind = choose_output_type(output, output_type)
-    if write_index and (kind not in "zb" or is_stdout(output)):
-        what = "an index is made for a bgzip VCF or a BCF in a file"
-        raise UsageError(what, where="--write-index", hint="give -o FILE.vcf.gz or -o FILE.bcf")
+    is_compressed = kind in "zb" or (kind == "t" and is_bgzip_name(output))
+    if write_index and (not is_compressed or is_stdout(output)):
+        what = "an index is made for a bgzip VCF or TSV or a BCF in a file"
+        raise UsageError(what, where="--write-index", hint="give -o FILE.vcf.gz, FILE.tsv.gz or FILE.bcf")
     for path in (vcf, fasta_ref):
         check_input(path, random_access=path is fasta_ref)
     if not dry_run:
@@ -257,25 +271,6 @@ def no_contig_known(example, genome, path):
     return DataError(what, where=path, hint=hint)
 
 
-class Order:
-    """Sees to it that records are sorted, which an index needs."""
-
-    def __init__(self, path):
-        self.path, self.contig, self.pos, self.done = path, None, 0, set()
-
-    def check(self, record):
-        """Raise DataError for a record out of order."""
-        if record.contig != self.contig:
-            self.done.add(self.contig)
-            self.contig, self.pos = record.contig, 0
-        if record.contig in self.done or record.pos is None or record.pos < self.pos:
-            where = f"{self.path}:{record.number}"
-            raise DataError(
-                "records are not sorted, so --write-index is not possible", where=where, hint="bcftools sort first"
-            )
-        self.pos = record.pos
-
-
 # Counting
 
 
@@ -343,9 +338,3 @@ def spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, prefix, p
     words += ["--rename-chrs", rename_chrs] if rename_chrs is not None else []
     words += ["--info-prefix", prefix, *(["--per-strand"] if per_strand else []), vcf]
     return one_line(shlex.join(str(word) for word in words))
-
-
-def name_index(output, kind, genome):
-    """Name of an output's index: .tbi, or .csi for BCF and for contigs beyond the reach of .tbi."""
-    is_long = any(length >= TBI_LIMIT for length in genome.contigs.values())
-    return f"{output}{'.csi' if kind == 'b' or is_long else '.tbi'}"

@@ -32,7 +32,7 @@ from hybridna_core.data.writers import is_stdout
 from hybridna_core.errors import DataError, SystemFault, UsageError, nearest
 
 COLUMNS = ["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO"]
-OUTPUT_TYPES = {"v": "VCF", "z": "VCF, bgzip", "b": "BCF", "u": "BCF, uncompressed"}
+OUTPUT_TYPES = {"v": "VCF", "z": "VCF, bgzip", "b": "BCF", "u": "BCF, uncompressed", "t": "TSV"}
 INFO_KEY = re.compile(r"[A-Za-z_][0-9A-Za-z_.]*")
 # Names that the specification allows; others cannot stand in a record.
 CONTIG_NAME = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")
@@ -489,12 +489,16 @@ def _ends_at(path, offset):
 
 
 def build_index(path, index, kind):
-    """Index a finished bgzip VCF (kind z) or BCF (b) into the file `index`, .tbi or .csi; raise DataError."""
+    """Index a finished bgzip VCF (kind z), BCF (b) or table (t) into the file `index`, .tbi or .csi.
+
+    Raises DataError when it cannot be indexed.
+    """
     import pysam
 
-    preset = "bcf" if kind == "b" else "vcf"
+    table = {"seq_col": 0, "start_col": 1, "end_col": 1, "meta_char": "#"}
+    layout = {"z": {"preset": "vcf"}, "b": {"preset": "bcf"}, "t": table}[kind]
     try:
-        pysam.tabix_index(path, preset=preset, csi=index.endswith(".csi"), index=index, force=True, keep_original=True)
+        pysam.tabix_index(path, csi=index.endswith(".csi"), index=index, force=True, keep_original=True, **layout)
     except (OSError, ValueError) as error:
         hint = "are the records sorted (bcftools sort), and every POS a number?"
         raise DataError(f"cannot be indexed ({error})", where="--write-index", hint=hint) from None
@@ -504,7 +508,7 @@ def build_index(path, index, kind):
 
 
 def choose_output_type(output, output_type=None):
-    """Return v, z, b or u: what is asked for, else what the suffix says; standard output is v. Raises UsageError."""
+    """Return v, z, b, u or t: what is asked for, else what the suffix says; standard output is v. Raises UsageError."""
     if output_type is not None:
         if output_type not in OUTPUT_TYPES:
             known = ", ".join(f"{letter} ({name})" for letter, name in OUTPUT_TYPES.items())
@@ -513,7 +517,8 @@ def choose_output_type(output, output_type=None):
     if is_stdout(output):
         return "v"
     name = os.fspath(output).lower()
-    for suffixes, letter in (((".vcf",), "v"), ((".vcf.gz", ".vcf.bgz"), "z"), ((".bcf",), "b")):
+    tables = ".tsv", ".tsv.gz", ".tsv.bgz"
+    for suffixes, letter in (((".vcf",), "v"), ((".vcf.gz", ".vcf.bgz"), "z"), ((".bcf",), "b"), (tables, "t")):
         if name.endswith(suffixes):
             return letter
     # Devices and named pipes have no suffix to choose by.
@@ -521,8 +526,8 @@ def choose_output_type(output, output_type=None):
         return "v"
     suffix = os.path.splitext(name)[1]
     close = nearest(suffix, [".vcf", ".vcf.gz", ".bcf"])
-    hint = f"did you mean {close}?" if close else "end it in .vcf, .vcf.gz or .bcf, or give -O v|z|b|u"
-    raise UsageError(f"the suffix {suffix!r} is no VCF or BCF", where=os.fspath(output), hint=hint)
+    hint = f"did you mean {close}?" if close else "end it in .vcf, .vcf.gz, .bcf or .tsv.gz, or give -O v|z|b|u|t"
+    raise UsageError(f"the suffix {suffix!r} is no VCF, BCF or TSV", where=os.fspath(output), hint=hint)
 
 
 class BgzfWriter:

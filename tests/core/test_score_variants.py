@@ -369,6 +369,38 @@ def test_other_output_types(model, kind, name):
     assert scores("again.vcf") == scores()
 
 
+@pytest.mark.parametrize("name, options", [("o.tsv.gz", {}), ("o.tsv", {}), ("o.gz", {"output_type": "t"})])
+def test_table(model, name, options):
+    """One line per allele, what a VCF's fields say, sorted as the input; bgzip and index where the name says so."""
+    records = [*MIXED[:4], ("chr1", 400, None, "<INV>", "END=440"), ("chr1", "x", "A", "C,*"), ("chr2", 9, None, "G")]
+    vcf = write(*records)
+    due = run(vcf, model, per_strand=True)
+    summary = run(vcf, model, output=name, per_strand=True, **options)
+    assert summary._replace(output="", seconds=0) == due._replace(output="", seconds=0)
+    lines = b"".join(read_chunks(name)).decode().splitlines()
+    assert Path(name).read_bytes()[:2] == (b"\x1f\x8b" if name.endswith(".gz") else b"##")
+    assert lines[0].startswith("##hybridna=<ID=run,") and lines[1].startswith("##hybridna_score_variantsCommand=score-")
+    assert lines[2].split("\t") == ["#chrom", "pos", "ref", "alt", "id", "llr", "edge", "status", "fwd", "rev"]
+    keys = [(r[0], str(r[1]), r[2] or CONTIGS[r[0]][r[1] - 1], alt, ".") for r in records for alt in r[3].split(",")]
+    values = zip(*(scores(key=key) for key in ("HD_LLR", "HD_EDGE", "HD_ST", "HD_FWD", "HD_REV")), strict=True)
+    assert [tuple(line.split("\t")) for line in lines[3:]] == [k + v for k, v in zip(keys, values, strict=True)]
+
+
+def test_table_with_an_index(model):
+    vcf = write(*MIXED[:4], ("chr2", 9, None, "G"))
+    run(vcf, model, output="o.tsv.gz", write_index=True, no_version=True)
+    with pysam.TabixFile("o.tsv.gz") as table:
+        assert [line.split("\t")[3] for line in table.fetch("chr1", 299, 300)] == list("ACGT")
+        assert [line.split("\t")[:2] for line in table.fetch("chr2")] == [["chr2", "9"]]
+    assert b"".join(read_chunks("o.tsv.gz")).startswith(b"#chrom\tpos")
+    with pytest.raises(UsageError, match="--write-index: an index is made for a bgzip VCF or TSV or a BCF in a file"):
+        run(vcf, model, output="o.tsv", write_index=True)
+    # An earlier run's fields are no matter where none are written.
+    run(vcf, model)
+    assert run("out.vcf", model, output="again.tsv").scored == run(vcf, model, output="o.tsv").scored
+    assert Path("again.tsv").read_text().splitlines()[2:] == Path("o.tsv").read_text().splitlines()[2:]
+
+
 def test_index_needs_sorted_records(model):
     for records in ([("chr1", 300, None, "A"), ("chr1", 200, None, "A")],
                     [("chr1", 300, None, "A"), ("chr2", 2, None, "A"), ("chr1", 400, None, "A")]):  # fmt: skip
