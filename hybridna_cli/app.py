@@ -24,6 +24,8 @@ COMMANDS = {
     "embed": "embed",
     "generate": "generate",
     "saturate": "saturate",
+    "verify": "verify",
+    "explain": "explain",
     "pretrain": "pretrain",
     "leakage": "leakage",
     "evaluate": "evaluate",
@@ -37,6 +39,7 @@ LESS_MEMORY = {
     "embed": "shorter regions need less",
     "generate": "a smaller --num-beams or --length needs less",
     "saturate": "a smaller --window needs less",
+    "verify": "scoring with a smaller --window needs less",
     "evaluate coding": "a smaller --window needs less",
     "evaluate genome": "a smaller --window needs less",
 }

@@ -19,6 +19,8 @@ _PUBLIC = {
     "leakage": "commands.leakage",
     "score_variants": "commands.score_variants",
     "saturate": "commands.saturate",
+    "verify": "commands.verify",
+    "explain": "commands.explain",
     "evaluate_genome": "commands.evaluate",
     "evaluate_coding": "commands.evaluate",
     "doctor": "commands.doctor",

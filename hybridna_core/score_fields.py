@@ -5,6 +5,7 @@ model, Plan -> header lines; Scores of a record -> INFO text, or lines of a tabl
 
 import itertools
 import os
+import re
 
 import numpy as np
 
@@ -94,6 +95,15 @@ def spell_run(genome, model, plan, used, prefix=None, run="run"):
     }  # fmt: skip
     pairs = ",".join(f"{key}={value if isinstance(value, int) else quote(value)}" for key, value in facts.items())
     return f"##hybridna=<ID={run},{pairs}>"
+
+
+def read_runs(header):
+    """Return the facts of every run line of a header, in order, as dicts of text."""
+    return [
+        {key: re.sub(r"\\(.)", r"\1", value) for key, value in declaration.fields.items()}
+        for declaration in header.declarations("hybridna")
+        if {"Window", "Horizon", "Stride"} <= set(declaration.fields)
+    ]
 
 
 def quote(text):

@@ -185,8 +185,17 @@ def options_of(command, path=()):
 
 
 # Options that messages of these files name, and the commands that can meet the message.
-READERS = {"score-variants", "embed", "generate", "saturate", "pretrain", "evaluate genome"}
-MODEL_USERS = {"score-variants", "embed", "generate", "saturate", "evaluate genome", "models import", "models check"}
+READERS = {"score-variants", "embed", "generate", "saturate", "verify", "pretrain", "evaluate genome"}
+MODEL_USERS = {
+    "score-variants",
+    "embed",
+    "generate",
+    "saturate",
+    "verify",
+    "evaluate genome",
+    "models import",
+    "models check",
+}
 NAMED = {
     "data/inputs.py": READERS, "data/genome.py": READERS, "weight_files.py": MODEL_USERS,
     "data/regions.py": {"embed", "saturate"}, "data/variants.py": {"score-variants"}, "checkpoint.py": set(),
