@@ -61,7 +61,6 @@ def bench(
     """
     import torch
 
-    from hybridna_core.memory import keep_freed_memory
     from hybridna_core.model.hybrid import HybridLM
 
     transformers = _transformers()
@@ -71,7 +70,6 @@ def bench(
     if hidden_size < 64 or hidden_size % 64 or min(repeats, layers, state_size, *lengths) < 1:
         what = "hidden_size must be a multiple of 64; layers, state_size, lengths and repeats at least 1"
         raise UsageError(what, where="bench")
-    keep_freed_memory()
     config = ModelConfig(
         hidden_size, 2 * hidden_size, layer_pattern(layers), hidden_size // 32, max(1, hidden_size // 128),
         mamba_n_heads=hidden_size // 32, mamba_d_state=state_size,
