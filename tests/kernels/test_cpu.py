@@ -23,6 +23,17 @@ ROUNDING = 3e-7
 compiled = pytest.mark.skipif(build.library()[0] is None, reason=f"no C++ kernels here: {build.library()[1]}")
 
 
+def test_sources_compile_where_there_is_a_compiler():
+    # The tests marked `compiled` skip without a library; a mistake in the sources must not pass for an absent compiler.
+    try:
+        build.find_compiler()
+        build.openmp_runtime()
+        build.cache_folder()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    assert build.library()[1] is None
+
+
 @pytest.fixture
 def filled_with_nan():
     """Fill memory that an op allocates, and may forget to write, with NaN."""
