@@ -78,7 +78,21 @@ def score_variants(
         str, typer.Option("--info-prefix", metavar="TEXT", help="What the names of the new fields begin with.")
     ] = "HD_",
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite scores that the input has already.")] = False,
+    skipped: Annotated[
+        str | None,
+        typer.Option(
+            "--skipped", metavar="FILE", show_default=False,
+            help="List every allele without a score, with the reason; a table, bgzip if the name ends in .gz.",
+        ),
+    ] = None,
     strict: Strict = False,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-on", metavar="STATUS,...", show_default=False,
+            help="Exit with 3 when an allele ended with one of these statuses; the output is complete.",
+        ),
+    ] = None,
     no_version: NoVersion = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -105,8 +119,8 @@ def score_variants(
         report.summary = core.score_variants(
             vcf, fasta_ref, output, output_type=output_type, write_index=write_index, model=model, window=window,
             horizon=horizon, stride=stride, per_strand=per_strand, regions=regions, regions_file=regions_file,
-            check_ref=check_ref, rename_chrs=rename_chrs, info_prefix=info_prefix, replace=replace, strict=strict,
-            no_version=no_version, device=device, dtype=dtype, force=force, dry_run=dry_run,
-            rebuild_index=rebuild_index, other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof,
-            allow_nonfinite=allow_nonfinite, progress=report.progress,
+            check_ref=check_ref, rename_chrs=rename_chrs, info_prefix=info_prefix, replace=replace, skipped=skipped,
+            strict=strict, fail_on=fail_on, no_version=no_version, device=device, dtype=dtype, force=force,
+            dry_run=dry_run, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
+            allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

@@ -37,6 +37,7 @@ from hybridna_core.score_fields import (
     strip_header,
 )
 from hybridna_core.scoring import Scorer, estimate, is_name, make_plan, name_model, read_config
+from hybridna_core.skipped import SkippedTable, read_statuses
 
 GUARD_RECORDS, GUARD_SHARE, GUARD_LEAST = 1000, 0.05, 20
 
@@ -75,9 +76,9 @@ class Summary(NamedTuple):
 def score_variants(
     vcf, fasta_ref, output="-", *, model="base", window=None, horizon=None, stride=1, per_strand=False,
     output_type=None, write_index=False, regions=None, regions_file=None, check_ref="w", rename_chrs=None,
-    info_prefix="HD_", replace=False, strict=False, no_version=False, force=False, device="auto", dtype="float32",
-    dry_run=False, rebuild_index=False, other_letters=None, rna=False, allow_missing_eof=False,
-    allow_nonfinite=False, progress=None,
+    info_prefix="HD_", replace=False, skipped=None, strict=False, fail_on=None, no_version=False, force=False,
+    device="auto", dtype="float32", dry_run=False, rebuild_index=False, other_letters=None, rna=False,
+    allow_missing_eof=False, allow_nonfinite=False, progress=None,
 ):  # fmt: skip
     """Score every alternative allele of a VCF or BCF and write the same records with the scores; return a Summary.
 
@@ -94,13 +95,18 @@ def score_variants(
     rename_chrs    table of contig names, old and new, for records named otherwise than the genome
     info_prefix    of the fields' names
     replace        overwrite fields that are there already
+    skipped        file that takes a line for each allele without a score; bgzip if its name ends in .gz
     strict         raise DataError at the end if any allele has no score, and for contig lengths that differ
+    fail_on        raise DataError at the end if any allele has one of these statuses, comma-separated or a list
     dry_run        judge all records, estimate memory and time, load no model and write nothing
 
-    Raises HybriDNAError kinds; on an error nothing is at `output`, but for `strict`.
+    Raises HybriDNAError kinds; on an error nothing is at `output`, but for `strict` and `fail_on`.
     """
     start = time.monotonic()
     kind = check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, info_prefix, force, dry_run)
+    failing = read_statuses(fail_on)
+    if skipped is not None and not dry_run:
+        check_skipped(skipped, output, (vcf, fasta_ref, rename_chrs), force)
     config = read_config(model)
     plan = make_plan(config, window, horizon, stride)
     renames = read_renames(rename_chrs) if rename_chrs is not None else {}
@@ -135,6 +141,10 @@ def score_variants(
             if write_index:
                 index = stack.enter_context(atomic_output(name_index(output, kind, genome), force=force))
             handle = stack.enter_context(open_output(output, force))
+            left_out = None
+            if skipped is not None:
+                aside = stack.enter_context(open_output(skipped, force))
+                left_out = stack.enter_context(SkippedTable(aside, genome, renames, is_bgzip_name(skipped)))
             if kind == "t":
                 run_line = spell_run(genome, model, plan, used)
                 lines = [] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"]
@@ -157,6 +167,8 @@ def score_variants(
                     else:
                         removed = find_stale(record, info_prefix, replace, vcf)
                         writer.write_record(record, spell_fields(scores, info_prefix, per_strand), removed)
+                    if left_out is not None:
+                        left_out.write_record(record, scores)
                     if progress is not None:
                         progress(number, None)
                 check_any_known(tally, genome, vcf)
@@ -168,10 +180,7 @@ def score_variants(
             asked = regions is not None or regions_file is not None
             warn("empty-input", f"{vcf}: no records{' in the regions asked for' * asked}")
     summary = summarise(tally, plan, model.name, str(output), start)
-    if strict and summary.scored < summary.alleles:
-        reasons = ", ".join(f"{status} {count:,}" for status, count in tally.reasons().items())
-        what = f"{summary.alleles - summary.scored:,} of {summary.alleles:,} alleles have no score ({reasons})"
-        raise DataError(what, where=vcf, hint="the output is complete; leave out --strict to accept it")
+    check_statuses(tally, strict, failing, vcf)
     return summary
 
 
@@ -207,6 +216,15 @@ def check_old_index(index, write_index, force):
         warn("old-index", f"{index} will not fit the new output; make it anew (tabix -f)")
     elif os.path.exists(index) and not force:
         raise UsageError("the index of the output exists already", where=index, hint="give --force to replace it")
+
+
+def check_skipped(skipped, output, inputs, force):
+    """Raise if the table of alleles without a score cannot be written, or would go where the output goes."""
+    check_output(skipped, inputs=inputs, force=force)
+    if is_stdout(skipped) and is_stdout(output):
+        raise UsageError("would go to standard output, as the scores do", where="--skipped", hint="name a file")
+    if not is_stdout(skipped) and not is_stdout(output) and os.path.realpath(skipped) == os.path.realpath(output):
+        raise UsageError("is the output itself", where="--skipped", hint="give another name")
 
 
 def check_contigs(header, genome, renames, regions, strict, path):
@@ -260,6 +278,18 @@ def check_any_known(tally, genome, path):
     """Raise DataError when no record at all has a contig of the genome."""
     if tally.records and tally.statuses["unknown_contig"] == tally.alleles:
         raise no_contig_known(None, genome, path)
+
+
+def check_statuses(tally, strict, failing, path):
+    """Raise DataError when alleles ended as --strict or --fail-on do not allow."""
+    option, what, counts = "--strict", "have no score", tally.reasons() if strict else {}
+    if not counts:
+        option, what = "--fail-on", "ended as --fail-on names"
+        counts = {status: tally.statuses[status] for status in failing if tally.statuses[status]}
+    if counts:
+        reasons = ", ".join(f"{status} {count:,}" for status, count in counts.items())
+        what = f"{sum(counts.values()):,} of {tally.alleles:,} alleles {what} ({reasons})"
+        raise DataError(what, where=path, hint=f"the output is complete; leave out {option} to accept it")
 
 
 def no_contig_known(example, genome, path):

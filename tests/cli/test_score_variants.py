@@ -91,6 +91,15 @@ def test_score_and_summary(call):
     assert call(GOOD, "-q", "--force")[1] == ""
 
 
+def test_skipped_and_fail_on(call):
+    code, stderr = call(GOOD, "--skipped", "skipped.tsv", "--fail-on", "no_alt")
+    assert code == 3 and "1 of 4 alleles ended as --fail-on names (no_alt 1)" in error_of(stderr)
+    assert [line.split("\t")[5] for line in Path("skipped.tsv").read_text().splitlines()[1:]] == ["spanning", "no_alt"]
+    assert statuses() == ["ok", "ok", "spanning", "no_alt"]
+    code, stderr = call(GOOD, "--force", "--fail-on", "spaning")
+    assert code == 2 and "did you mean spanning?" in error_of(stderr)
+
+
 # --- faults.md group C: structure broken -> stop with exit code 3, nothing written -----------------------------------
 
 

@@ -25,6 +25,7 @@ from hybridna_core.data.variants import REASONS, SCORED
 from hybridna_core.errors import DataError, GuardError, HybriDNAError, UsageError
 from hybridna_core.score_fields import spell_number
 from hybridna_core.scoring import make_plan
+from hybridna_core.skipped import MEANINGS
 from hybridna_core.tokenizer import reverse_complement
 
 TABLE = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.4, 0.1], [0.7, 0.1, 0.1, 0.1], [0.05, 0.15, 0.5, 0.3]])
@@ -528,6 +529,66 @@ def test_strict_writes_and_complains(model):
         run(vcf, model, strict=True)
     assert caught.value.exit_code == 3 and len(infos()) == 1
     assert run(write(("chr1", 300, None, other(SEQUENCE[299]))), model, strict=True).scored == 1
+
+
+SKIPPED = [
+    ("chr1", 300, None, f"{SEQUENCE[299]},{other(SEQUENCE[299])},*"), ("chr1", 310, other(SEQUENCE[309]), "N"),
+    ("chr1", 320, None, "."), ("chr9", 3, "A", "C"), ("chr1", 330, None, "<CNV>"), ("chr1", 900, None, "AA"),
+]  # fmt: skip
+
+
+def test_alleles_without_a_score_are_listed(model):
+    summary = run(write(*SKIPPED), model, skipped="skipped.tsv")
+    first, *lines = [line.split("\t") for line in Path("skipped.tsv").read_text().splitlines()]
+    assert first == ["#chrom", "pos", "id", "ref", "alt", "status", "why"]
+    assert [(int(line[1]), line[4], line[5]) for line in lines] == [
+        (300, SEQUENCE[299], "no_change"), (300, "*", "spanning"), (310, "N", "ref_mismatch"), (320, ".", "no_alt"),
+        (3, "C", "unknown_contig"), (330, "<CNV>", "symbolic"),
+    ]  # fmt: skip
+    assert lines[2][3] == other(SEQUENCE[309])
+    assert lines[2][6] == f"REF is {other(SEQUENCE[309])}, the FASTA has {SEQUENCE[309]}"
+    assert len(lines) == summary.alleles - summary.scored and summary.scored == 2
+    text = Path("skipped.tsv").read_bytes()
+    run(write(*SKIPPED), model, skipped="skipped.tsv.gz")
+    assert Path("skipped.tsv.gz").read_bytes()[12:14] == b"BC"
+    assert b"".join(read_chunks("skipped.tsv.gz")) == text
+
+
+def test_every_reason_has_a_meaning():
+    assert set(MEANINGS) == set(REASONS)
+
+
+def test_list_of_skipped_alleles_follows_the_rules_of_outputs(model, monkeypatch):
+    vcf = write(*SKIPPED)
+    with pytest.raises(UsageError, match="--skipped: is the output itself"):
+        run(vcf, model, skipped="./out.vcf")
+    with pytest.raises(UsageError, match="--skipped: would go to standard output"):
+        run(vcf, model, output="-", skipped="-")
+    with pytest.raises(UsageError, match="the output is the input"):
+        run(vcf, model, skipped="ref.fa")
+    Path("skipped.tsv").write_text("old")
+    with pytest.raises(UsageError, match=r"skipped.tsv: the output exists already"):
+        run(vcf, model, skipped="skipped.tsv", force=False)
+    # A run that breaks off leaves neither.
+    monkeypatch.setattr(module, "spell_fields", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(vcf, model, skipped="skipped.tsv")
+    assert Path("skipped.tsv").read_text() == "old" and not Path("out.vcf").exists()
+
+
+def test_fail_on_is_told_at_the_end(model):
+    vcf = write(*SKIPPED)
+    with pytest.raises(DataError, match=r"2 of 8 .* as --fail-on names \(spanning 1, symbolic 1\)") as caught:
+        run(vcf, model, fail_on="spanning,symbolic,too_long")
+    assert caught.value.exit_code == 3 and len(infos()) == 6
+    assert run(vcf, model, fail_on=["too_long", "swapped"]).scored == 2
+    swapped = write(("chr1", 340, other(SEQUENCE[339]), SEQUENCE[339]))
+    with pytest.raises(DataError, match=r"1 of 1 alleles ended as --fail-on names \(swapped 1\)"):
+        run(swapped, model, check_ref="s", fail_on="swapped")
+    with pytest.raises(UsageError, match="--fail-on: 'ref_mismach' is no status .* did you mean ref_mismatch"):
+        run(vcf, model, fail_on="no_alt,ref_mismach")
+    with pytest.raises(UsageError, match="'ok' is no status"):
+        run(vcf, model, fail_on="ok")
 
 
 def test_header_alone_gives_a_header(model, caplog):  # C4
