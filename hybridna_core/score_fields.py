@@ -6,6 +6,7 @@ model, Plan -> header lines; Scores of a record -> INFO text, or lines of a tabl
 import itertools
 import os
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,23 +15,59 @@ from hybridna_core.data.vcf import CONTIG_NAME, BgzfWriter, to_bytes
 from hybridna_core.data.writers import is_stdout
 from hybridna_core.errors import DataError, UsageError
 
-FIELDS = ("LLR", "EDGE", "ST")
-STRAND_FIELDS = {"+": "FWD", "-": "REV"}
-# Further fields that an earlier run may have left, wrong beside new scores.
-OTHER_FIELDS = ("DIST", "PCT", "PHRED")
 # Bases of a contig that a .tbi index can reach.
 TBI_LIMIT = 2**29
 
 
-def name_fields(prefix, per_strand):
-    """Names of the INFO fields that are written."""
-    return [prefix + name for name in (*FIELDS, *(STRAND_FIELDS.values() if per_strand else ()))]
+class Field(NamedTuple):
+    """One part of a Score as it stands in a file.
+
+    kind       its type in VCF
+    column     its name in tables
+    attribute  of Score
+    text       of the header line, to be filled in by describe
+    """
+
+    kind: str
+    column: str
+    attribute: str
+    text: str
+
+    def spell(self, score):
+        """Spell a Score's part."""
+        value = getattr(score, self.attribute)
+        if value is None or self.kind == "Float":
+            return spell_number(value)
+        return str(int(value)) if self.kind == "Integer" else value
 
 
-def check_fields(header, prefix, per_strand, replace, path):
-    """Raise UsageError when a field of ours is declared already."""
+# All that a file may hold, in order; what INFO fields are called behind the prefix.
+FIELDS = {
+    "LLR": Field(
+        "Float", "llr", "llr",
+        "log P(alternative) - log P(reference), nats, summed over up to {horizon} bases from the first changed base "
+        "on, mean of both reading directions",
+    ),
+    "EDGE": Field("Integer", "edge", "is_edge", "1 if a contig end shortened what was read, else 0"),
+    "ST": Field("String", "status", "status", "ok, swapped (the genome holds ALT), or why the allele has no score"),
+    "FWD": Field("Float", "fwd", "forward", "{prefix}LLR of the direction + alone"),
+    "REV": Field("Float", "rev", "reverse", "{prefix}LLR of the direction - alone"),
+}  # fmt: skip
+BASIC_FIELDS = ("LLR", "EDGE", "ST")
+# Further fields that an earlier run may have left, wrong beside new scores.
+OTHER_FIELDS = ("DIST", "PCT", "PHRED")
+
+
+def choose_fields(per_strand=False):
+    """Return the keys of FIELDS that a run writes, in order."""
+    return (*BASIC_FIELDS, *["FWD", "REV"] * per_strand)
+
+
+def check_fields(header, prefix, fields, replace, path):
+    """Raise UsageError when a field of ours is declared already. fields: keys of FIELDS"""
     there = set(header.ids("INFO"))
-    for name in name_fields(prefix, per_strand):
+    for name in fields:
+        name = prefix + name
         if name in there and not replace:
             hint = "--replace overwrites it, --info-prefix gives the new ones another name"
             raise UsageError(f"the header has the field {name} already", where=path, hint=hint)
@@ -38,7 +75,7 @@ def check_fields(header, prefix, per_strand, replace, path):
 
 def strip_header(header, prefix):
     """Take the fields and run lines of an earlier run under the same prefix out of a header."""
-    stale = {prefix + name for name in (*FIELDS, *STRAND_FIELDS.values(), *OTHER_FIELDS)}
+    stale = {prefix + name for name in (*FIELDS, *OTHER_FIELDS)}
 
     def is_stale(declaration):
         name = declaration.fields.get("ID")
@@ -49,8 +86,8 @@ def strip_header(header, prefix):
     return header.without(is_stale)
 
 
-def describe(header, genome, renames, model, plan, prefix, per_strand, no_version, used, options):
-    """Header lines that are added: missing contigs, our fields, how the numbers came about."""
+def describe(header, genome, renames, model, plan, prefix, fields, no_version, used, options):
+    """Header lines that are added: missing contigs, our fields (keys of FIELDS), how the numbers came about."""
     back = {new: old for old, new in renames.items()}
     declared = header.contigs
     lines = []
@@ -58,18 +95,10 @@ def describe(header, genome, renames, model, plan, prefix, per_strand, no_versio
         name = back.get(name, name)
         if name not in declared and CONTIG_NAME.fullmatch(name):
             lines.append(f"##contig=<ID={name},length={length}>")
-    what = f"summed over up to {plan.horizon} bases from the first changed base on"
     source = 'Source="hybridna"' if no_version else f'Source="hybridna",Version="{version()}"'
-    texts = {
-        "LLR": ("Float", f"log P(alternative) - log P(reference), nats, {what}, mean of both reading directions"),
-        "EDGE": ("Integer", "1 if a contig end shortened what was read, else 0"),
-        "ST": ("String", "ok, swapped (the genome holds ALT), or why the allele has no score"),
-        "FWD": ("Float", f"{prefix}LLR of the direction + alone"),
-        "REV": ("Float", f"{prefix}LLR of the direction - alone"),
-    }
-    for name in name_fields(prefix, per_strand):
-        kind, text = texts[name.removeprefix(prefix)]
-        lines.append(f'##INFO=<ID={name},Number=A,Type={kind},Description="{text}",{source}>')
+    for name in fields:
+        text = FIELDS[name].text.format(horizon=plan.horizon, prefix=prefix)
+        lines.append(f'##INFO=<ID={prefix}{name},Number=A,Type={FIELDS[name].kind},Description="{text}",{source}>')
     if no_version:
         return lines
     taken = {d.fields.get("ID") for d in header.declarations("hybridna")}
@@ -132,7 +161,7 @@ def find_stale(record, prefix, replace, path):
     info = record.columns[7]
     if to_bytes(prefix) not in info:
         return ()
-    names = [to_bytes(prefix + name) for name in (*FIELDS, *STRAND_FIELDS.values(), *OTHER_FIELDS)]
+    names = [to_bytes(prefix + name) for name in (*FIELDS, *OTHER_FIELDS)]
     present = {field.partition(b"=")[0] for field in info.split(b";")}
     found = [name for name in names if name in present]
     if found and not replace:
@@ -142,17 +171,9 @@ def find_stale(record, prefix, replace, path):
     return tuple(found)
 
 
-def spell_fields(scores, prefix, per_strand):
-    """Spell a record's INFO fields, one value per ALT."""
-    columns = zip(*(spell_score(score, per_strand) for score in scores), strict=True)
-    names = name_fields(prefix, per_strand)
-    return ";".join(f"{name}={','.join(values)}" for name, values in zip(names, columns, strict=True))
-
-
-def spell_score(score, per_strand):
-    """Spell a Score: LLR, EDGE, ST, and the directions if wanted."""
-    values = [spell_number(score.llr), "." if score.is_edge is None else str(int(score.is_edge)), score.status]
-    return [*values, spell_number(score.forward), spell_number(score.reverse)] if per_strand else values
+def spell_fields(scores, prefix, fields):
+    """Spell a record's INFO fields, one value per ALT. fields: keys of FIELDS"""
+    return ";".join(f"{prefix}{name}={','.join(FIELDS[name].spell(score) for score in scores)}" for name in fields)
 
 
 def spell_number(value):
@@ -166,30 +187,20 @@ def spell_number(value):
 class ScoreTable:
     """Writes scores as a table to an open binary handle, one line per allele; `close` completes it.
 
-    lines       `##` lines before the column names
-    per_strand  with columns for the two directions
-    with_id     with a column for the record's ID
-    is_bgzf     in bgzip blocks
+    lines    `##` lines before the column names
+    fields   keys of FIELDS
+    with_id  with a column for the record's ID
+    is_bgzf  in bgzip blocks
 
-    Columns: #chrom pos ref alt [id] llr edge status [fwd rev]; pos counts from 1; `.` where there is no number. A bgzip
+    Columns: #chrom pos ref alt [id], then those of the fields; pos counts from 1; `.` where there is no number. A bgzip
     one in order can be indexed: tabix -s 1 -b 2 -e 2.
     """
 
-    def __init__(self, handle, lines, *, per_strand=False, with_id=False, is_bgzf=False):
-        self.per_strand = per_strand
+    def __init__(self, handle, lines, *, fields=BASIC_FIELDS, with_id=False, is_bgzf=False):
+        self.fields = [FIELDS[name] for name in fields]
         self.bgzf = BgzfWriter(handle) if is_bgzf else None
         self.sink = self.bgzf or handle
-        names = [
-            "#chrom",
-            "pos",
-            "ref",
-            "alt",
-            *["id"] * with_id,
-            "llr",
-            "edge",
-            "status",
-            *["fwd", "rev"] * per_strand,
-        ]
+        names = ["#chrom", "pos", "ref", "alt", *["id"] * with_id, *(field.column for field in self.fields)]
         self.sink.write(to_bytes("".join(f"{line}\n" for line in (*lines, "\t".join(names)))))
 
     def __enter__(self):
@@ -201,7 +212,7 @@ class ScoreTable:
 
     def add(self, keys, score):
         """Write one allele. keys: contig, pos, ref, alt and perhaps the ID, as bytes"""
-        self.sink.write(b"\t".join([*keys, *map(to_bytes, spell_score(score, self.per_strand))]) + b"\n")
+        self.sink.write(b"\t".join([*keys, *(to_bytes(field.spell(score)) for field in self.fields)]) + b"\n")
 
     def write_record(self, record, scores):
         """Write every ALT of a record."""

@@ -8,7 +8,7 @@ import contextlib
 from hybridna_core.data.inputs import check_input, read_chunks, read_lines
 from hybridna_core.data.vcf import Header, VcfReader, to_text
 from hybridna_core.errors import DataError
-from hybridna_core.score_fields import FIELDS, STRAND_FIELDS, read_runs
+from hybridna_core.score_fields import FIELDS, read_runs
 
 
 def explain(path, *, allow_missing_eof=False):
@@ -29,10 +29,10 @@ def explain(path, *, allow_missing_eof=False):
     for run in runs:
         if columns:
             fields = set(columns)
-            names = {"LLR": "llr", "EDGE": "edge", "ST": "status", "FWD": "fwd", "REV": "rev"}
+            names = {name: field.column for name, field in FIELDS.items()}
         else:
             fields = set(header.ids("INFO"))
-            names = {name: f"{run.get('Prefix')}{name}" for name in (*FIELDS, *STRAND_FIELDS.values())}
+            names = {name: f"{run.get('Prefix')}{name}" for name in FIELDS}
         lines += spell_meaning(path, run, {key: name for key, name in names.items() if name in fields})
     return lines
 

@@ -19,7 +19,7 @@ from hybridna_core.data.vcf import build_index
 from hybridna_core.data.writers import atomic_output, check_output, is_stdout, open_output
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.memory import spell_bytes
-from hybridna_core.score_fields import Order, ScoreTable, is_bgzip_name, name_index, one_line, spell_run
+from hybridna_core.score_fields import Order, ScoreTable, choose_fields, is_bgzip_name, name_index, one_line, spell_run
 from hybridna_core.scoring import Scorer, estimate, is_name, make_plan, name_model, read_config
 from hybridna_core.tokenizer import encode
 
@@ -132,7 +132,7 @@ def saturate(
                 index = stack.enter_context(atomic_output(name_index(output, "t", genome), force=force))
             handle = stack.enter_context(open_output(output, force))
             order = Order(regions, "bedtools sort first") if write_index else None
-            with ScoreTable(handle, lines, per_strand=per_strand, is_bgzf=is_bgzip_name(output)) as table:
+            with ScoreTable(handle, lines, fields=choose_fields(per_strand), is_bgzf=is_bgzip_name(output)) as table:
                 found = find(warned=is_twice)
                 for region, pos, ref, alt, score in score_regions(found, genome, scorer, deletions, tally):
                     if order is not None:

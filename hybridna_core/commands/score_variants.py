@@ -23,10 +23,10 @@ from hybridna_core.data.writers import atomic_output, check_output, is_stdout, o
 from hybridna_core.errors import DataError, UsageError, nearest
 from hybridna_core.memory import spell_bytes
 from hybridna_core.score_fields import (
-    FIELDS,
     Order,
     ScoreTable,
     check_fields,
+    choose_fields,
     describe,
     find_stale,
     is_bgzip_name,
@@ -111,13 +111,13 @@ def score_variants(
     plan = make_plan(config, window, horizon, stride)
     renames = read_renames(rename_chrs) if rename_chrs is not None else {}
     wanted = read_regions(regions, regions_file)
-    tally = Tally()
+    fields, tally = choose_fields(per_strand), Tally()
     with (
         open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome,
         VcfReader(vcf, regions=wanted, allow_missing_eof=allow_missing_eof) as reader,
     ):
         if kind != "t":
-            check_fields(reader.header, info_prefix, per_strand, replace, vcf)
+            check_fields(reader.header, info_prefix, fields, replace, vcf)
         check_contigs(reader.header, genome, renames, wanted, strict, vcf)
         judged = judge(reader, genome, renames, check_ref, plan.horizon)
         ahead = list(itertools.islice(judged, GUARD_RECORDS))
@@ -148,11 +148,11 @@ def score_variants(
             if kind == "t":
                 run_line = spell_run(genome, model, plan, used)
                 lines = [] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"]
-                table = ScoreTable(handle, lines, per_strand=per_strand, with_id=True, is_bgzf=is_bgzip_name(output))
+                table = ScoreTable(handle, lines, fields=fields, with_id=True, is_bgzf=is_bgzip_name(output))
             else:
                 header = strip_header(reader.header, info_prefix) if replace else reader.header
                 header = header.extended(
-                    describe(header, genome, renames, model, plan, info_prefix, per_strand, no_version, used, options)
+                    describe(header, genome, renames, model, plan, info_prefix, fields, no_version, used, options)
                 )
                 table = VcfWriter(handle, kind, header)
             with table as writer:
@@ -166,7 +166,7 @@ def score_variants(
                         writer.write_record(record, scores)
                     else:
                         removed = find_stale(record, info_prefix, replace, vcf)
-                        writer.write_record(record, spell_fields(scores, info_prefix, per_strand), removed)
+                        writer.write_record(record, spell_fields(scores, info_prefix, fields), removed)
                     if left_out is not None:
                         left_out.write_record(record, scores)
                     if progress is not None:
@@ -192,7 +192,7 @@ def check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, i
     if check_ref not in CHECK_REF:
         known = ", ".join(f"{letter} ({what})" for letter, what in CHECK_REF.items())
         raise UsageError(f"is {check_ref!r}", where="--check-ref", hint=f"one of {known}")
-    if not INFO_KEY.fullmatch(info_prefix + FIELDS[0]):
+    if not INFO_KEY.fullmatch(info_prefix + "LLR"):
         what = f"{info_prefix!r} cannot begin a VCF key"
         raise UsageError(what, where="--info-prefix", hint="letters, digits, _ and ., not a digit first")
     kind = choose_output_type(output, output_type)

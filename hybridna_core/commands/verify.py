@@ -15,7 +15,7 @@ from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.variants import read_alleles
 from hybridna_core.data.vcf import VcfReader
 from hybridna_core.errors import DataError, ModelError, UsageError
-from hybridna_core.score_fields import FIELDS, STRAND_FIELDS, read_runs
+from hybridna_core.score_fields import FIELDS, read_runs
 from hybridna_core.scoring import Scorer, is_name, make_plan
 
 SEED_LIMIT = 2**64
@@ -106,9 +106,9 @@ def check_numbers(sample, seed, tolerance):
 def find_run(header, prefix, path):
     """Return the facts of the run whose fields have a prefix."""
     runs = [run for run in read_runs(header) if run.get("Prefix") == prefix]
-    if not runs or prefix + FIELDS[0] not in header.ids("INFO"):
+    if not runs or prefix + "LLR" not in header.ids("INFO"):
         hint = "--info-prefix says which fields; --no-version leaves out what is needed here"
-        raise DataError(f"the header does not say how {prefix}{FIELDS[0]} was made", where=path, hint=hint)
+        raise DataError(f"the header does not say how {prefix}LLR was made", where=path, hint=hint)
     try:
         for key in ("Window", "Horizon", "Stride"):
             int(runs[-1][key])
@@ -121,7 +121,7 @@ def draw(reader, prefix, sample, seed):
     """Draw scored alleles evenly from a file; return them as (record, index of ALT) in order, records, scored."""
     rng, kept, scored, number = random.Random(seed), [], 0, 0
     for number, record in enumerate(reader.records(), start=1):
-        values = (record.info(prefix + FIELDS[0]) or "").split(",")
+        values = (record.info(prefix + "LLR") or "").split(",")
         for index in range(max(len(record.alts), 1)):
             if index >= len(values) or values[index] in ("", "."):
                 continue
@@ -168,7 +168,7 @@ def load_named(model, run, device, allow_nonfinite, path):
 
 def compare_score(record, index, found, prefix, tolerance):
     """Compare an allele's fields with a Score; return the largest difference in nats and what is wrong, or ""."""
-    numbers = {"LLR": found.llr, STRAND_FIELDS["+"]: found.forward, STRAND_FIELDS["-"]: found.reverse}
+    numbers = {name: getattr(found, field.attribute) for name, field in FIELDS.items() if field.kind == "Float"}
     where = f"{record.contig}:{record.pos} {record.ref}>{(record.alts or ['.'])[index]}"
     status = value_of(record, prefix, "ST", index)
     if status != found.status:
