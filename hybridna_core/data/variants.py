@@ -27,6 +27,9 @@ UNKNOWN_SHARE_LIMIT = 0.05
 
 _LITERAL = re.compile(r"[ACGT]+")
 _AMBIGUOUS = re.compile(r"[ACGTNRYKMSWBDHV]+")
+_INTERVAL = re.compile(r"(-?[0-9]{1,18}),(-?[0-9]{1,18})")
+# INFO keys that hold the inserted bases themselves; SEQ, CONSENSUS and others hold reads or flanks, too.
+_INSERTED = ("SVINSSEQ", "INSSEQ")
 
 
 class Piece(NamedTuple):
@@ -211,7 +214,10 @@ def _read_alt(record, index, alt, genome, contig, horizon):
     if alt == "*":
         return Allele("spanning")
     if alt.startswith("<") and alt.endswith(">"):
-        return _read_symbolic(record, index, alt[1:-1], genome, contig)
+        return _read_symbolic(record, index, alt[1:-1], genome, contig, horizon)
+    # Bases beside a sequence that is named and lies elsewhere.
+    if re.fullmatch(r"[ACGTNacgtn]+<[^<>]+>|<[^<>]+>[ACGTNacgtn]+", alt):
+        return Allele("symbolic")
     # [p[t, ]p]t and the single ones, t. and .t
     if re.fullmatch(r"[ACGTNacgtn.]*[][][^][]+[][][ACGTNacgtn.]*|\.[ACGTNacgtn]+|[ACGTNacgtn]+\.", alt):
         return Allele("breakend")
@@ -238,14 +244,23 @@ def _swap(record, alt, genome, contig, horizon):
     return _literal(contig, start, alt, ref, horizon, sign=-1)
 
 
-def _read_symbolic(record, index, name, genome, contig):
-    kind = name.split(":")[0]
-    if kind not in ("DEL", "DUP", "INV") or (kind == "DUP" and name not in ("DUP", "DUP:TANDEM")):
+def _read_symbolic(record, index, name, genome, contig, horizon):
+    kind, inserted = name.split(":")[0], _read_inserted(record, index)
+    if kind not in ("DEL", "DUP", "INV", "INS") or (kind == "DUP" and name not in ("DUP", "DUP:TANDEM")):
         return Allele("symbolic")
-    if _is_imprecise(record):
+    if inserted is None or (kind == "INS" and not inserted):
+        return Allele("symbolic")
+    # At which end of an inversion bases were inserted is not said.
+    if _is_imprecise(record) or (kind == "INV" and inserted):
         return Allele("imprecise")
     # POS is the base before the event; counted from 0, it is the event's first base.
     start, ends = record.pos, _read_ends(record, index)
+    if kind == "INS":
+        # END is POS; some write the base after, or as far on as bases were inserted.
+        is_fitting = ends <= {start, start + 1, start + len(inserted)}
+        if not is_fitting or _read_length(record, index) not in (None, len(inserted)):
+            return Allele("imprecise")
+        ends = {start}
     if not ends:
         return Allele("symbolic")
     if len(ends) > 1:
@@ -253,30 +268,60 @@ def _read_symbolic(record, index, name, genome, contig):
     (end,) = ends
     if end > genome.contigs[contig]:
         return Allele("out_of_range")
-    if end <= start:
+    if end <= start and kind != "INS":
         return Allele("no_change" if end == start else "symbolic")
-    stretch = Piece(start, end)
-    pieces = {"DEL": (), "DUP": (stretch, stretch), "INV": (stretch._replace(reverse=True),)}[kind]
+    if horizon is not None and len(inserted) - (end - start) * (kind == "DEL") >= horizon:
+        return Allele("too_long")
+    stretch, given = Piece(start, end), Piece(0, len(inserted), ids=encode(inserted))
+    pieces = {"DUP": (stretch, given, stretch), "INV": (stretch._replace(reverse=True),)}.get(kind, (given,))
     return Allele("ok", Variant(contig, start, end, pieces))
+
+
+def _read_inserted(record, index):
+    """Return the bases that INFO says a symbolic allele inserts, "" where it says none, None where they are unclear."""
+    found = set()
+    for key in _INSERTED:
+        texts = (record.info(key) or ".").upper().split(",")
+        if texts != ["."] and len(texts) != len(record.alts):
+            return None
+        found.add(texts[index] if texts != ["."] else ".")
+    found.discard(".")
+    if not found:
+        return ""
+    text = found.pop()
+    return text if not found and _LITERAL.fullmatch(text) else None
 
 
 def _is_imprecise(record):
     if record.info("IMPRECISE") is not None:
         return True
-    intervals = [record.info(key) for key in ("CIPOS", "CIEND", "CILEN")]
-    return any(re.search(r"[1-9]", text) for text in intervals if text)
+    if re.search(r"[1-9]", record.info("CILEN") or ""):
+        return True
+    length = record.info("HOMLEN") or ""
+    homology = int(length) if re.fullmatch("[0-9]{1,18}", length) else 0
+    for text in filter(None, (record.info("CIPOS"), record.info("CIEND"))):
+        ends = _INTERVAL.fullmatch(text)
+        # An event that slides along equal bases stays the same one.
+        slides = ends is not None and int(ends[1]) <= 0 <= int(ends[2]) <= int(ends[1]) + homology
+        if re.search(r"[1-9]", text) and not slides:
+            return True
+    return False
+
+
+def _read_length(record, index):
+    """Return what SVLEN says of an allele, without its sign; None where it says nothing. Unit: bases"""
+    lengths = (record.info("SVLEN") or "").split(",")
+    is_given = len(lengths) == len(record.alts) and re.fullmatch(r"-?[0-9]{1,18}", lengths[index])
+    return abs(int(lengths[index])) if is_given else None
 
 
 def _read_ends(record, index):
     """Return the set of ends, 0-based half-open, that SVLEN and END give to a symbolic allele; two when they differ."""
-    count = len(record.alts)
-    ends = set()
-    lengths = (record.info("SVLEN") or "").split(",")
-    if len(lengths) == count and re.fullmatch(r"-?[0-9]{1,18}", lengths[index]):
-        ends.add(record.pos + abs(int(lengths[index])))
+    length = _read_length(record, index)
+    ends = set() if length is None else {record.pos + length}
     end = record.info("END") or ""
     # With several alleles END is that of the longest.
-    if re.fullmatch(r"[0-9]{1,18}", end) and (count == 1 or not ends):
+    if re.fullmatch(r"[0-9]{1,18}", end) and (len(record.alts) == 1 or not ends):
         ends.add(int(end))
     return ends
 
@@ -308,14 +353,19 @@ def compare(variant, genome, window, horizon, stride=1):
         start = min(max(0, -(-(earliest - offset) // stride) * stride + offset), change)
         prefix = reference.ids(start, change)
         patience = UNKNOWN_SHARE_LIMIT * (window + horizon) + 1 - np.count_nonzero(prefix == N)
-        suffixes = [read_known(haplotype, change, horizon, patience) for haplotype in (reference, alternative)]
-        if any(suffix is None for suffix in suffixes):
+        # The shorter one first: what it has left bounds what is counted, and thus read, of the other.
+        suffixes, known = {}, horizon
+        for haplotype in sorted((reference, alternative), key=lambda haplotype: haplotype.length):
+            suffix = read_known(haplotype, change, known, patience)
+            if suffix is None:
+                break
+            suffixes[haplotype], known = suffix, int(np.count_nonzero(suffix != N))
+        if len(suffixes) < 2:
             unknown = True
             continue
-        known = min(int(np.count_nonzero(suffix != N)) for suffix in suffixes)
         if known == 0:
             continue
-        suffixes = [cut_known(suffix, known) for suffix in suffixes]
+        suffixes = [cut_known(suffixes[haplotype], known) for haplotype in (reference, alternative)]
         comparison = Comparison(strand, start, change, prefix, *suffixes, earliest < 0 or known < horizon)
         unknown |= comparison.unknown_share > UNKNOWN_SHARE_LIMIT
         comparisons.append(comparison)

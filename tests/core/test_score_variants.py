@@ -585,7 +585,7 @@ def test_fail_on_is_told_at_the_end(model):
     swapped = write(("chr1", 340, other(SEQUENCE[339]), SEQUENCE[339]))
     with pytest.raises(DataError, match=r"1 of 1 alleles ended as --fail-on names \(swapped 1\)"):
         run(swapped, model, check_ref="s", fail_on="swapped")
-    with pytest.raises(UsageError, match="--fail-on: 'ref_mismach' is no status .* did you mean ref_mismatch"):
+    with pytest.raises(UsageError, match=r"--fail-on: 'ref_mismach' is no status .* did you mean ref_mismatch"):
         run(vcf, model, fail_on="no_alt,ref_mismach")
     with pytest.raises(UsageError, match="'ok' is no status"):
         run(vcf, model, fail_on="ok")

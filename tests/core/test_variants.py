@@ -182,12 +182,50 @@ def test_unknown_contig_and_renames():
         ("<DEL>", "END=x", "symbolic"), ("<DEL>", "SVLEN=.", "symbolic"), ("<DEL>", "SVEND=10", "symbolic"),
         ("<DEL:ME:ALU>", "END=10", "ok"), ("<DUP>", "END=10", "ok"), ("<DUP:TANDEM>", "SVLEN=9", "ok"),
         ("<INV>", "END=10", "ok"), ("<DUP:DISPERSED>", "END=10", "symbolic"), ("<DEL>", "END=73", "ok"),
+        ("<DUP>", "SVLEN=9;END=11", "imprecise"), ("<INV>", "SVLEN=-9;END=10", "ok"),
+        # Ends that slide along a repeat of so many bases, and others.
+        ("<DEL>", "END=10;CIPOS=0,3;CIEND=0,3;HOMLEN=3", "ok"), ("<DUP>", "END=10;CIPOS=-1,2;HOMLEN=3", "ok"),
+        ("<DEL>", "END=10;CIPOS=0,4;HOMLEN=3", "imprecise"), ("<DEL>", "END=10;CIPOS=1,2;HOMLEN=3", "imprecise"),
+        ("<DEL>", "END=10;CIPOS=0,3;HOMLEN=3;CILEN=0,1", "imprecise"), ("<DEL>", "END=10;CIPOS=0,3", "imprecise"),
+        ("<DEL>", "END=10;CIPOS=0,3;HOMLEN=3;IMPRECISE", "imprecise"), ("<DEL>", "END=10;CIPOS=x1", "imprecise"),
+        # Bases inserted where the event joins.
+        ("<DEL>", "END=10;SVINSSEQ=ACG", "ok"), ("<DUP>", "END=10;SVINSSEQ=ACG", "ok"),
+        ("<INV>", "END=10;SVINSSEQ=ACG", "imprecise"), ("<DEL>", "END=10;SVINSSEQ=AN", "symbolic"),
+        ("<DEL>", "END=10;SVINSSEQ=.", "ok"),
     ],
 )  # fmt: skip
 def test_symbolic(alt, info, status):
     assert statuses(1, "A", alt, info) == [status]
     # The base before the event is no part of it.
     assert statuses(1, "N", alt, info) == [status]
+
+
+@pytest.mark.parametrize(
+    "alt, info, status",
+    [
+        ("<INS>", "SVINSSEQ=ACG", "ok"), ("<INS>", "INSSEQ=acg;SVLEN=3", "ok"), ("<INS>", "SVINSSEQ=ACG;END=1", "ok"),
+        ("<INS>", "SVINSSEQ=ACG;END=2", "ok"), ("<INS>", "SVINSSEQ=ACG;END=4", "ok"),
+        ("<INS:ME:ALU>", "SVINSSEQ=ACG", "ok"), ("<INS>", "SVINSSEQ=ACG;INSSEQ=ACG", "ok"),
+        ("<INS>", "SVINSSEQ=ACG;INSSEQ=ACC", "symbolic"), ("<INS>", "SVINSSEQ=.", "symbolic"),
+        ("<INS>", "SVINSSEQ=ANG", "symbolic"), ("<INS>", "SVINSSEQ=ACG,ACT", "symbolic"),
+        ("<INS>", "SEQ=ACG;CONSENSUS=TACGT", "symbolic"), ("<INS>", "LEFT_SVINSSEQ=ACG;RIGHT_SVINSSEQ=T", "symbolic"),
+        ("<INS>", "SVINSSEQ", "symbolic"), ("<INS>", "SVLEN=3", "symbolic"), ("<INS>", "IMPRECISE", "symbolic"),
+        ("<INS>", "SVINSSEQ=ACG;SVLEN=4", "imprecise"), ("<INS>", "SVINSSEQ=ACG;SVLEN=1", "imprecise"),
+        ("<INS>", "SVINSSEQ=ACG;END=9", "imprecise"), ("<INS>", "SVINSSEQ=ACG;IMPRECISE", "imprecise"),
+        ("<INS>", "SVINSSEQ=ACG;CIPOS=-9,9", "imprecise"), ("<INS>", "SVINSSEQ=ACG;CIPOS=0,2;HOMLEN=2", "ok"),
+        ("<INS>", f"SVINSSEQ={'A' * 9}", "ok"), ("<INS>", f"SVINSSEQ={'A' * 10}", "too_long"),
+        ("<DEL>", f"END=10;SVINSSEQ={'A' * 18}", "ok"), ("<DEL>", f"END=10;SVINSSEQ={'A' * 19}", "too_long"),
+        ("<DUP>", f"END=60;SVINSSEQ={'A' * 9}", "ok"), ("<DUP>", f"END=60;SVINSSEQ={'A' * 10}", "too_long"),
+        ("A<contig>", ".", "symbolic"), ("<contig>A", ".", "symbolic"), ("A<>", ".", "bad_alt"),
+    ],
+)  # fmt: skip
+def test_inserted_bases(alt, info, status):
+    assert statuses(1, "A", alt, info, horizon=10) == [status]
+
+
+def test_inserted_bases_go_by_allele():
+    assert statuses(1, "A", "<INS>,C,<INS>", "SVINSSEQ=ACG,.,TT;SVLEN=3,.,2") == ["ok"] * 3
+    assert statuses(1, "A", "<INS>,C,<INS>", "SVINSSEQ=ACG,.,.") == ["ok", "ok", "symbolic"]
 
 
 def test_symbolic_lengths_go_by_allele():
@@ -309,11 +347,21 @@ def test_symbolic_equals_spelt_out():
     sequence = SEQUENCE.replace("N", "C")
     genome = TextGenome(**{"1": sequence})
     inner = sequence[20:33]
-    spelt = {"<DEL>": "", "<DUP>": inner + inner, "<INV>": reverse_complement(inner)}
-    for name, text in spelt.items():
-        symbolic = variant_of(genome, 20, sequence[19], name, "END=33")
+    spelt = [
+        ("<DEL>", "END=33", ""), ("<DEL>", "SVLEN=-13", ""), ("<DEL>", "SVLEN=13;END=33;SVINSSEQ=GAT", "GAT"),
+        ("<DUP>", "END=33", inner + inner), ("<DUP:TANDEM>", "SVLEN=13", inner + inner),
+        ("<DUP>", "END=33;SVINSSEQ=GAT", inner + "GAT" + inner), ("<INV>", "SVLEN=13", reverse_complement(inner)),
+        ("<INS>", "SVINSSEQ=GATTACA;SVLEN=7;END=20", "GATTACA" + inner), ("<INS>", "INSSEQ=ctt", "CTT" + inner),
+    ]  # fmt: skip
+    for name, info, text in spelt:
+        symbolic = variant_of(genome, 20, sequence[19], name, info)
         literal = variant_of(genome, 20, sequence[19:33], sequence[19] + text)
         assert str(compare(symbolic, genome, 40, 20)) == str(compare(literal, genome, 40, 20))
+    # At the contig's very end no base follows.
+    last = len(sequence)
+    symbolic = variant_of(genome, last, sequence[-1], "<INS>", "SVINSSEQ=GAT")
+    literal = variant_of(genome, last, sequence[-1], sequence[-1] + "GAT")
+    assert str(compare(symbolic, genome, 40, 20)) == str(compare(literal, genome, 40, 20))
 
 
 def test_compare_bars_what_cannot_be_counted():
