@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hybridna_core.checkpoint import version
-from hybridna_core.data.vcf import CONTIG_NAME, BgzfWriter, to_bytes
+from hybridna_core.data.vcf import CONTIG_NAME, BgzfWriter, VcfWriter, to_bytes
 from hybridna_core.data.writers import is_stdout
 from hybridna_core.errors import DataError, UsageError
 
@@ -182,6 +182,32 @@ def spell_number(value):
         return "."
     text = str(np.float32(value)).removesuffix(".0")
     return "0" if text == "-0" else text
+
+
+class ScoredVcf:
+    """Writes records with their scores as VCF or BCF to an open binary handle; `close` completes it.
+
+    kind     v, z, b or u
+    prefix   of the fields' names
+    fields   those that are written
+    replace  fields of an earlier run are taken out; else they are an error
+    path     of the input, for messages
+    """
+
+    def __init__(self, handle, kind, header, *, prefix, fields, replace, path):
+        self.prefix, self.fields, self.replace, self.path = prefix, fields, replace, path
+        self.writer = VcfWriter(handle, kind, header)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.writer.__exit__(*error)
+
+    def write_record(self, record, scores):
+        """Write a record with the scores of its ALTs."""
+        removed = find_stale(record, self.prefix, self.replace, self.path)
+        self.writer.write_record(record, spell_fields(scores, self.prefix, self.fields), removed)
 
 
 class ScoreTable:

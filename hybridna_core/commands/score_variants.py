@@ -18,21 +18,20 @@ from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.variants import CHECK_REF, SCORED, read_alleles
-from hybridna_core.data.vcf import INFO_KEY, VcfReader, VcfWriter, build_index, choose_output_type, read_regions
+from hybridna_core.data.vcf import INFO_KEY, VcfReader, build_index, choose_output_type, read_regions
 from hybridna_core.data.writers import atomic_output, check_output, is_stdout, open_output
 from hybridna_core.errors import DataError, UsageError, nearest
 from hybridna_core.memory import spell_bytes
 from hybridna_core.score_fields import (
     Order,
+    ScoredVcf,
     ScoreTable,
     check_fields,
     choose_fields,
     describe,
-    find_stale,
     is_bgzip_name,
     name_index,
     one_line,
-    spell_fields,
     spell_run,
     strip_header,
 )
@@ -126,7 +125,7 @@ def score_variants(
         records = itertools.chain(ahead, judged)
         if dry_run:
             scorer = Scorer(None, genome, plan, config)
-            plan_records(records, scorer, tally, progress)
+            score_records(records, scorer, (), tally, progress=progress)
             memory, seconds = estimate(config, plan, scorer.tokens, device, dtype)
             return summarise(tally, plan, name_model(model), None, start)._replace(
                 tokens=scorer.tokens, memory=f"about {spell_bytes(memory)}", time=f"about {seconds:,.0f} s"
@@ -148,29 +147,17 @@ def score_variants(
             if kind == "t":
                 run_line = spell_run(genome, model, plan, used)
                 lines = [] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"]
-                table = ScoreTable(handle, lines, fields=fields, with_id=True, is_bgzf=is_bgzip_name(output))
+                writer = ScoreTable(handle, lines, fields=fields, with_id=True, is_bgzf=is_bgzip_name(output))
             else:
                 header = strip_header(reader.header, info_prefix) if replace else reader.header
                 header = header.extended(
                     describe(header, genome, renames, model, plan, info_prefix, fields, no_version, used, options)
                 )
-                table = VcfWriter(handle, kind, header)
-            with table as writer:
+                writer = ScoredVcf(handle, kind, header, prefix=info_prefix, fields=fields, replace=replace, path=vcf)
+            with writer:
                 order = Order(vcf, "bcftools sort first") if write_index else None
-                for number, (record, alleles) in enumerate(records, start=1):
-                    if order is not None:
-                        order.check(record.contig, record.pos, record.number)
-                    scores = [scorer.score(allele) for allele in alleles]
-                    tally.add(scores)
-                    if kind == "t":
-                        writer.write_record(record, scores)
-                    else:
-                        removed = find_stale(record, info_prefix, replace, vcf)
-                        writer.write_record(record, spell_fields(scores, info_prefix, fields), removed)
-                    if left_out is not None:
-                        left_out.write_record(record, scores)
-                    if progress is not None:
-                        progress(number, None)
+                writers = (writer,) if left_out is None else (writer, left_out)
+                score_records(records, scorer, writers, tally, order, progress)
                 check_any_known(tally, genome, vcf)
                 genome.check_unchanged()
             if index is not None:
@@ -182,6 +169,23 @@ def score_variants(
     summary = summarise(tally, plan, model.name, str(output), start)
     check_statuses(tally, strict, failing, vcf)
     return summary
+
+
+def score_records(records, scorer, writers, tally, order=None, progress=None):
+    """Score records in turn, write each at once, and keep count.
+
+    writers  of VCF or tables; none for a Scorer that only counts
+    order    sees to it that they are sorted
+    """
+    for record, alleles in records:
+        if order is not None:
+            order.check(record.contig, record.pos, record.number)
+        scores = [scorer.score(allele) for allele in alleles]
+        tally.add(scores)
+        for writer in writers:
+            writer.write_record(record, scores)
+        if progress is not None:
+            progress(tally.records, None)
 
 
 # Checks before any work
@@ -336,17 +340,6 @@ def summarise(tally, plan, model, output, start):
         tally.records, tally.alleles, tally.scored, {**scored, **tally.reasons()}, tally.edge, tally.unknown,
         plan.window, plan.horizon, model, output, time.monotonic() - start,
     )  # fmt: skip
-
-
-# The dry run
-
-
-def plan_records(records, scorer, tally, progress):
-    """Score all records with a Scorer that has no model, which only counts."""
-    for number, (_, alleles) in enumerate(records, start=1):
-        tally.add([scorer.score(allele) for allele in alleles])
-        if progress is not None:
-            progress(number, None)
 
 
 # The header

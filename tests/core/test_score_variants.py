@@ -17,7 +17,7 @@ from genome_files import put, warnings_of
 from toys import markov_log_prob, markov_model, random_model, uniform_model
 
 import hybridna_core
-from hybridna_core import scoring
+from hybridna_core import score_fields, scoring
 from hybridna_core.commands import score_variants as module
 from hybridna_core.commands.score_variants import score_variants
 from hybridna_core.data.inputs import read_chunks
@@ -612,13 +612,13 @@ def test_any_order_of_records_is_kept(model):  # C24
 
 def test_genome_that_changes_while_running(model, monkeypatch):
     vcf = write(*MIXED)
-    original = module.spell_fields
+    original = score_fields.spell_fields
 
     def meddle(*arguments):
         Path("ref.fa").write_text(Path("ref.fa").read_text() + "\n")
         return original(*arguments)
 
-    monkeypatch.setattr(module, "spell_fields", meddle)
+    monkeypatch.setattr(score_fields, "spell_fields", meddle)
     with pytest.raises(DataError, match="changed since the start"):
         run(vcf, model)
     assert not Path("out.vcf").exists()
