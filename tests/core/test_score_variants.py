@@ -570,7 +570,7 @@ def test_list_of_skipped_alleles_follows_the_rules_of_outputs(model, monkeypatch
     with pytest.raises(UsageError, match=r"skipped.tsv: the output exists already"):
         run(vcf, model, skipped="skipped.tsv", force=False)
     # A run that breaks off leaves neither.
-    monkeypatch.setattr(module, "spell_fields", lambda *_: 1 / 0)
+    monkeypatch.setattr(score_fields, "spell_fields", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(vcf, model, skipped="skipped.tsv")
     assert Path("skipped.tsv").read_text() == "old" and not Path("out.vcf").exists()
