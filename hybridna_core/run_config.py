@@ -66,7 +66,6 @@ class MixtureConfig:
     max_unknown         largest share of unknown bases in a window
     reverse_complement  share of the windows that are read as their reverse complement
     soft_masked_weight  weight of lower-case bases in the loss; 0 skips them
-    duplication         share of the windows in which an earlier part is copied over a later one
     """
 
     power: float = 0.7
@@ -76,13 +75,12 @@ class MixtureConfig:
     by: str = "size"
     classes: dict[str, float] = field(default_factory=dict)
     soft_masked_weight: float = 1.0
-    duplication: float = 0.0
 
     def __post_init__(self):
         check_types(self)
         require(self.power >= 0, "power", self.power, "0 or more")
         require(self.max_passes > 0, "max_passes", self.max_passes, "above 0")
-        for name in ("max_unknown", "reverse_complement", "soft_masked_weight", "duplication"):
+        for name in ("max_unknown", "reverse_complement", "soft_masked_weight"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
         require(self.by in MIXTURES, "by", self.by, f"one of {', '.join(MIXTURES)}")
         for name, share in self.classes.items():
@@ -94,11 +92,15 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """Part of pretraining at one context length (tokens, start token included)."""
+    """Part of pretraining at one context length (tokens, start token included).
+
+    duplication  share of the windows whose end becomes a tandem array, see `data.duplication`
+    """
 
     context_length: int
     steps: int
     batch_tokens: int
+    duplication: float = 0.0
 
     def __post_init__(self):
         check_types(self)
@@ -107,6 +109,7 @@ class StageConfig:
         rows = f"a multiple of context_length ({self.context_length})"
         require(self.batch_tokens > 0 and self.batch_tokens % self.context_length == 0,
                  "batch_tokens", self.batch_tokens, rows)  # fmt: skip
+        require(0 <= self.duplication <= 1, "duplication", self.duplication, "between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -379,7 +379,7 @@ class Corpus:
     max_unknown         largest share of unknown bases in a window
     reverse_share       share of the windows that are read as their reverse complement
     soft_masked_weight  weight of lower-case bases in the loss; at 1 windows carry no weights
-    duplication         share of the windows in which an earlier part is copied over a later one, see `duplicate`
+    duplication         share of the windows whose end becomes a tandem array, see `duplicate`
 
     names, shares and usable say how the windows are shared: per species its name, its share, and the known bases
     that windows can reach. Warns of contigs left out; raises DataError when no window fits anywhere.

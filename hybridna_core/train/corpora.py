@@ -32,7 +32,7 @@ def make_corpora(run, species):
         Corpus(species, bases=window_bases(run, stage), tokens=run_tokens(run), seed=run.seed, stage=number,
                power=mixture.power, max_passes=mixture.max_passes, weights=weights, max_unknown=mixture.max_unknown,
                reverse_share=mixture.reverse_complement, classes=classes, class_shares=mixture.classes,
-               soft_masked_weight=mixture.soft_masked_weight, duplication=mixture.duplication)
+               soft_masked_weight=mixture.soft_masked_weight, duplication=stage.duplication)
         for number, stage in enumerate(run.stage)
     ]  # fmt: skip
 

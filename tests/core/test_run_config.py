@@ -286,3 +286,11 @@ def test_templates_are_those_of_the_presets():
     assert sorted(p.stem for p in TEMPLATES.glob("*")) == sorted(PRESETS)
     with pytest.raises(UsageError, match="no preset called '7bb'; did you mean '7b'"):
         read_template("7bb")
+
+
+def test_duplications_of_one_stage(tmp_path):
+    run = read_run(write(tmp_path), ["stage.0.duplication=0.9"])
+    assert run.stage[0].duplication == 0.9
+    assert read_run(write(tmp_path)).stage[0].duplication == 0
+    with pytest.raises(UsageError, match=r"stage.*duplication: is 1\.5, must be between 0 and 1"):
+        read_run(write(tmp_path), ["stage.0.duplication=1.5"])
