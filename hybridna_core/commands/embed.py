@@ -16,8 +16,9 @@ from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.regions import read_bed
 from hybridna_core.data.writers import check_output, open_table, table_suffix
-from hybridna_core.errors import DataError, GuardError, UsageError, nearest
-from hybridna_core.model.heads import ECHOES, POOLS, echo_tokens, longest_input, pool_hidden
+from hybridna_core.errors import DataError, UsageError
+from hybridna_core.model.embedding import Embedder
+from hybridna_core.model.heads import check_echo, longest_input, parse_layers, parse_pool
 from hybridna_core.tokenizer import N, encode, reverse_complement_ids
 
 COLUMNS = {
@@ -90,19 +91,16 @@ def embed(
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
         hidden, statuses, unknown = model.config.hidden_size, Counter(), 0
         meta, longest = describe(model, pool, echo), longest_input(model.config, echo)
+        embedder = Embedder(model, parse_pool(pool), echo)
         with open_table(output, COLUMNS, vector="embedding", width=hidden, meta=meta, force=force) as add:
-            for done, region in enumerate(read(warned=is_twice), start=1):
-                status, count, ids = judge(region, genome, longest, max_n_share)
-                vector = None
-                if status in ("too_long", "too_many_n"):
-                    limit = f"{longest:,} bases are read at once" if status == "too_long" else f"{count:,} are unknown"
-                    where = f"{regions}:{region.line}"
-                    warn(status, f"{where}: region of {region.length:,} bases, {limit}; marked {status}")
-                if status == "ok":
-                    vector = embed_ids(model, ids, pool, echo, f"{region.contig}:{region.start + 1}-{region.end}")
-                    unknown += count
+            judged = judge_all(read(warned=is_twice), genome, longest, max_n_share, regions)
+            for done, ((region, status, count), vectors) in enumerate(embedder.embed(judged), start=1):
+                unknown += count if status == "ok" else 0
                 statuses[status] += 1
-                add((*region[:3], region.name, region.score, region.strand, status, count), vector)
+                add(
+                    (*region[:3], region.name, region.score, region.strand, status, count),
+                    None if vectors is None else vectors[0],
+                )
                 if progress is not None:
                     progress(done, total)
             genome.check_unchanged()
@@ -120,12 +118,8 @@ def embed(
 
 def check_options(pool, echo, max_n_share=0.0):
     """Raise UsageError for a pooling or echo that does not exist, or a share outside [0, 1]."""
-    for option, value, known in (("--pool", pool, POOLS), ("--echo", echo, (None, *ECHOES))):
-        if value not in known:
-            names = [name for name in known if name is not None]
-            close = nearest(value, names)
-            hint = f"did you mean {close}?" if close else None
-            raise UsageError(f"is {value!r}, must be {' or '.join(names)}", where=option, hint=hint)
+    parse_pool(pool)
+    check_echo(echo)
     if not 0 <= max_n_share <= 1:
         raise UsageError(f"is {max_n_share}, must be 0 to 1", where="--max-n-share")
 
@@ -136,6 +130,27 @@ def describe(model, pool, echo):
         "model": model.name, "sha256": model.digest, "pool": pool, "echo": echo, "dtype": str(model.dtype)[6:],
         "tokenizer": model.tokenizer.version, "context_length": model.config.context_length,
     }  # fmt: skip
+
+
+class Judged(NamedTuple):
+    """A region with its status and number of unknown bases; spelt as its place."""
+
+    region: tuple
+    status: str
+    unknown: int
+
+    def __str__(self):
+        return f"{self.region.contig}:{self.region.start + 1}-{self.region.end}"
+
+
+def judge_all(found, genome, longest, max_n_share, path):
+    """Yield (Judged, its ids or None) of all regions, with a warning for those that are marked here."""
+    for region in found:
+        status, count, ids = judge(region, genome, longest, max_n_share)
+        if status in ("too_long", "too_many_n"):
+            limit = f"{longest:,} bases are read at once" if status == "too_long" else f"{count:,} are unknown"
+            warn(status, f"{path}:{region.line}: region of {region.length:,} bases, {limit}; marked {status}")
+        yield Judged(region, status, count), ids
 
 
 def judge(region, genome, longest, max_n_share):
@@ -152,30 +167,33 @@ def judge(region, genome, longest, max_n_share):
     return "ok", unknown, reverse_complement_ids(ids) if region.strand == "-" else ids
 
 
-def embed_ids(model, ids, pool, echo, where):
-    """Embed one sequence of base ids by itself: (n,) -> (hidden,) float32."""
-    tokens, first = echo_tokens(model.config, ids, echo)
-    vector = pool_hidden(model, tokens, first, pool)[0].cpu().numpy()
-    # NaN means `no vector` in the output, so it must not come from anywhere else.
-    if not np.isfinite(vector).all():
-        raise GuardError("the model's output is not finite", where=where, hint="check its weights, or use float32")
-    return vector
+def embed_sequences(model, sequences, pool="mean", echo=None, layer=-1, average_strands=False):
+    """Embed sequences, each as if alone and as it stands: list of str -> (n, hidden) float32.
 
-
-def embed_sequences(model, sequences, pool="mean", echo=None):
-    """Embed sequences, each by itself and as it stands: list of str -> (n, hidden) float32.
-
-    pool  "mean" over the tokens of a sequence, or "last"
-    echo  None, "same" or "rc": read twice in one pass, the second reading pooled
+    pool             "mean" over the tokens of a sequence, "last", "max", or "center:N", the mean of the middle N
+    echo             None, "same" or "rc": read twice in one pass, the second reading pooled
+    layer            what is pooled: 0 the embedding, i what leaves block i, -1 the final norm
+    average_strands  take the mean of the vectors of a sequence and of its reverse complement
 
     U is read as T, codes for several bases as N. Raises UsageError for other letters, an empty sequence, and one longer
     than the model reads at once (twice, for echo).
     """
-    check_options(pool, echo)
+    pool = parse_pool(pool)
+    check_echo(echo)
+    if pool.kind == "per-base":
+        raise UsageError("gives no single vector", where="--pool", hint="hybridna embed writes one row per base")
     if isinstance(sequences, str):
         raise UsageError("one text was given", where="sequences", hint="give a list of texts")
-    longest = longest_input(model.config, echo)
+    layers = parse_layers(layer, model.config)[:1]
+    embedder = Embedder(model, pool, echo, layers, average_strands)
     vectors = np.empty((len(sequences), model.config.hidden_size), dtype=np.float32)
+    for i, (_, found) in enumerate(embedder.embed(_encode_all(sequences, embedder.longest, echo))):
+        vectors[i] = found[0]
+    return vectors
+
+
+def _encode_all(sequences, longest, echo):
+    """Yield (where, ids) of each sequence; raise UsageError for one that cannot be embedded."""
     for i, sequence in enumerate(sequences):
         where = f"sequence {i + 1}"
         other = re.search(r"[^ACGTUNRYKMSWBDHV]", sequence, re.IGNORECASE | re.ASCII)
@@ -185,5 +203,4 @@ def embed_sequences(model, sequences, pool="mean", echo=None):
         if len(sequence) > longest:
             what = f"has {len(sequence):,} bases, too long for this model"
             raise UsageError(what, where=where, hint=f"at most {longest:,} bases are read{' with echo' * bool(echo)}")
-        vectors[i] = embed_ids(model, encode(sequence), pool, echo, where)
-    return vectors
+        yield where, encode(sequence)

@@ -116,12 +116,32 @@ class HybridLM(nn.Module):
         return torch.cat(parts, dim=1), state
 
     def _read(self, tokens, state):
-        x = self.model.embed_tokens(tokens)
-        states = []
-        for block, before in zip(self.model.layers, state.layers, strict=True):
+        (hidden,), state = self.read_layers(tokens, state, (len(self.model.layers) + 1,))
+        return hidden, state
+
+    def read_layers(self, tokens, state, layers):
+        """Read tokens after the given state in one piece and return what stands at several depths.
+
+        tokens   (batch, n) int64, n >= 1
+        state    ModelState, or None for the very start
+        layers   depths: 0 the tokens' embedding, i what leaves block i, one more than there are blocks the final norm
+        returns  list of (batch, n, hidden_size), one per depth, and the new ModelState
+
+        Blocks beyond the deepest are not run, and have no state in what is returned.
+        """
+        if state is None:
+            state = ModelState.start(self.config, tokens.shape[0], self.device, self.dtype)
+        deepest, x, states = max(layers), self.model.embed_tokens(tokens), []
+        found = {0: x}
+        blocks = self.model.layers[:deepest]
+        for depth, (block, before) in enumerate(zip(blocks, state.layers[:deepest], strict=True), start=1):
             x, after = block(x, before)
             states.append(after)
-        return self.model.final_layernorm(x), ModelState(tuple(states), state.length + tokens.shape[1])
+            if depth in layers:
+                found[depth] = x
+        if deepest > len(self.model.layers):
+            found[deepest] = self.model.final_layernorm(x)
+        return [found[depth] for depth in layers], ModelState(tuple(states), state.length + tokens.shape[1])
 
     def head(self, hidden):
         """Turn hidden vectors into logits over the vocabulary, float32 (float64 for a float64 model)."""

@@ -268,7 +268,7 @@ def test_output_faults(call, tmp_path):
 
 
 def test_options(call):
-    for options in (["--pool", "max"], ["--echo", "twice"], ["--max-n-share", "2"], ["--poll", "mean"],
+    for options in (["--pool", "min"], ["--echo", "twice"], ["--max-n-share", "2"], ["--poll", "mean"],
                     ["--other-letters", "x"]):  # fmt: skip
         code, _, err = call(b"chr1\t0\t10\n", *options)
         assert code == 2 and options[0] in err

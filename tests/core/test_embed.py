@@ -15,7 +15,7 @@ from toys import random_model
 from hybridna_core.commands.embed import embed, embed_sequences
 from hybridna_core.data.genome import open_genome
 from hybridna_core.errors import DataError, GuardError, SystemFault, UsageError
-from hybridna_core.model.heads import echo_tokens, longest_input, pool_hidden
+from hybridna_core.model.heads import echo_tokens, longest_input, parse_pool, pool_hidden
 from hybridna_core.tokenizer import BOS, A, C, T, encode, reverse_complement
 
 MODEL = random_model()
@@ -87,14 +87,10 @@ def test_echo_tokens():
 def test_segments_do_not_matter(length, first, segment):
     first = min(first, length - 1)
     tokens = torch.from_numpy(encode(BASES[:length]).astype(np.int64))[None]
-    whole = {pool: pool_hidden(MODEL, tokens, first, pool) for pool in ("mean", "last")}
-    before = type(MODEL).segment
-    try:
-        type(MODEL).segment = segment
-        for pool, vector in whole.items():
-            assert torch.allclose(pool_hidden(MODEL, tokens, first, pool), vector, atol=1e-5)
-    finally:
-        type(MODEL).segment = before
+    for pool in map(parse_pool, ("mean", "last", "max", "center:7", "per-base")):
+        (whole,) = pool_hidden(MODEL, tokens, [(first, length)], pool, (1, 4))
+        (parts,) = pool_hidden(MODEL, tokens, [(first, length)], pool, (1, 4), segment=segment)
+        assert torch.allclose(parts, whole, atol=1e-5)
 
 
 def test_rows_do_not_know_each_other():
@@ -124,7 +120,7 @@ def test_letters_of_sequences():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"pool": "max"}, "--pool: is 'max', must be mean or last"),
+        ({"pool": "min"}, "--pool: is 'min', must be mean, last, max, center:N or per-base"),
         ({"pool": "lst"}, "did you mean last?"),
         ({"echo": "twice"}, "--echo: is 'twice', must be same or rc"),
         ({"max_n_share": 1.5}, "--max-n-share: is 1.5, must be 0 to 1"),
