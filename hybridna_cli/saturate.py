@@ -36,6 +36,13 @@ def saturate(
     output: Output = "-",
     deletions: Annotated[bool, typer.Option("--deletions", help="Score the deletion of each base, too.")] = False,
     write_index: Annotated[bool, typer.Option("-W", "--write-index", help="Index the table (.tbi).")] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot", metavar="FILE.png", show_default=False,
+            help="Draw the effects, up to 40 rows of 100 bases: letters as tall as they count, and a heat map.",
+        ),
+    ] = None,
     model: Model = "base",
     window: Window = None,
     horizon: Horizon = None,
@@ -78,9 +85,9 @@ def saturate(
 
     with reporting("saturate", quiet, summary_json) as report:
         report.summary = core.saturate(
-            regions, fasta_ref, output, deletions=deletions, write_index=write_index, model=model, window=window,
-            horizon=horizon, stride=stride, per_strand=per_strand, clip=clip, rename_chrs=rename_chrs, strict=strict,
-            no_version=no_version, device=device, dtype=dtype, force=force, dry_run=dry_run,
+            regions, fasta_ref, output, deletions=deletions, write_index=write_index, plot=plot, model=model,
+            window=window, horizon=horizon, stride=stride, per_strand=per_strand, clip=clip, rename_chrs=rename_chrs,
+            strict=strict, no_version=no_version, device=device, dtype=dtype, force=force, dry_run=dry_run,
             rebuild_index=rebuild_index, other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof,
             allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

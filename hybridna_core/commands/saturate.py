@@ -1,6 +1,6 @@
 """Score every single change of a region: each base to each other one and, if asked, away.
 
-region string or BED -> Region -> per base: alleles -> Scorer, where neighbours share what is read -> table
+region string or BED -> Region -> per base: alleles -> Scorer, where neighbours share what is read -> table, picture
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from hybridna_core.data.regions import is_bed_name, parse_region, read_bed
 from hybridna_core.data.variants import SCORED, Allele, Piece, Variant
 from hybridna_core.data.vcf import build_index
 from hybridna_core.data.writers import atomic_output, check_output, is_stdout, open_output
+from hybridna_core.effect_plot import EffectGrid, check_plot, draw_effects
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.memory import spell_bytes
 from hybridna_core.score_fields import Order, ScoreTable, choose_fields, is_bgzip_name, name_index, one_line, spell_run
@@ -61,8 +62,8 @@ class Summary(NamedTuple):
 
 def saturate(
     regions, fasta_ref, output="-", *, model="base", window=None, horizon=None, stride=8, deletions=False,
-    per_strand=False, write_index=False, clip=False, rename_chrs=None, strict=False, no_version=False, force=False,
-    device="auto", dtype="float32", dry_run=False, rebuild_index=False, other_letters=None, rna=False,
+    per_strand=False, write_index=False, plot=None, clip=False, rename_chrs=None, strict=False, no_version=False,
+    force=False, device="auto", dtype="float32", dry_run=False, rebuild_index=False, other_letters=None, rna=False,
     allow_missing_eof=False, allow_nonfinite=False, progress=None,
 ):  # fmt: skip
     """Score all single-base substitutions of regions, in order, into a table; return a Summary.
@@ -76,6 +77,7 @@ def saturate(
     deletions    score the deletion of each base, too, spelt with the base before it
     per_strand   add the columns fwd and rev
     write_index  index the table (.tbi, .csi for long contigs), which needs sorted regions
+    plot         .png to draw the effects into, up to 40 rows of 100 bases; needs matplotlib
     clip         cut regions at contig ends instead of marking them out_of_range
     rename_chrs  table of contig names, old and new, for regions named otherwise than the genome
     strict       raise DataError at the end if a region was left out or an allele has no score
@@ -84,11 +86,16 @@ def saturate(
     An unknown base gets one line, ALT `.`, marked ambiguous_ref. Raises HybriDNAError kinds; on an error nothing is at
     `output`, but for `strict`.
     """
-    start = time.monotonic()
+    begun = time.monotonic()
     check_table(output, write_index)
+    if plot is not None:
+        check_plot(plot)
     is_bed = regions == "-" or is_bed_name(regions) or os.path.exists(regions)
     if not dry_run:
-        check_output(output, inputs=(regions if is_bed else None, fasta_ref, rename_chrs), force=force)
+        inputs = (regions if is_bed else None, fasta_ref, rename_chrs)
+        check_output(output, inputs=inputs, force=force)
+        if plot is not None:
+            check_output(plot, inputs=inputs, force=force)
     if is_bed:
         regions = check_input(regions)
     config = read_config(model)
@@ -116,12 +123,12 @@ def saturate(
             for _ in score_regions(find(warned=is_twice), genome, scorer, deletions, tally):
                 pass
             memory, seconds = estimate(config, plan, scorer.tokens, device, dtype)
-            return summarise(tally, scorer, name_model(model), None, start)._replace(
+            return summarise(tally, scorer, name_model(model), None, begun)._replace(
                 memory=f"about {spell_bytes(memory)}", time=f"about {seconds:,.0f} s"
             )
         if is_name(model):
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
-        scorer, lines = Scorer(model, genome, plan), []
+        scorer, lines, grid = Scorer(model, genome, plan), [], EffectGrid()
         if not no_version:
             used = [name for name in genome.contigs if name in used]
             command = spell_options(regions, fasta_ref, model, plan, deletions, per_strand, clip, rename_chrs)
@@ -134,17 +141,22 @@ def saturate(
             order = Order(regions, "bedtools sort first") if write_index else None
             with ScoreTable(handle, lines, fields=choose_fields(per_strand), is_bgzf=is_bgzip_name(output)) as table:
                 found = find(warned=is_twice)
-                for region, pos, ref, alt, score in score_regions(found, genome, scorer, deletions, tally):
+                for region, start, pos, ref, alt, score in score_regions(found, genome, scorer, deletions, tally):
                     if order is not None:
                         order.check(region.contig, pos, region.line)
                     table.add((region.contig.encode(), b"%d" % pos, ref.encode(), alt.encode()), score)
+                    if plot is not None:
+                        grid.add(region, start, ref, alt, score)
                     if progress is not None:
                         progress(tally["bases"], total)
                 genome.check_unchanged()
             if index is not None:
                 handle.flush()
                 build_index(handle.name, index, "t")
-    summary = summarise(tally, scorer, model.name, str(output), start)
+    if plot is not None:
+        title = f"{model.name}, window {plan.window:,}, horizon {plan.horizon:,}, stride {plan.stride:,}"
+        draw_effects(grid, plot, title=f"hybridna saturate: {title}", deletions=deletions, force=force)
+    summary = summarise(tally, scorer, model.name, str(output), begun)
     left_out = sum(summary.left_out.values())
     if strict and (left_out or summary.scored < summary.alleles):
         what = f"{left_out:,} regions were left out, {summary.alleles - summary.scored:,} alleles have no score"
@@ -163,7 +175,10 @@ def check_table(output, write_index):
 
 
 def score_regions(regions, genome, scorer, deletions, tally):
-    """Yield (region, pos, ref, alt, Score) for every allele, pos counting from 1, and keep count."""
+    """Yield (region, start, pos, ref, alt, Score) for every allele and keep count.
+
+    start: of the base that changes, 0-based; pos: from 1
+    """
     for region in regions:
         tally["regions"][region.status] += 1
         if region.status != "ok":
@@ -174,7 +189,7 @@ def score_regions(regions, genome, scorer, deletions, tally):
                 tally["statuses"][score.status] += 1
                 tally["edge"] += score.is_edge is True
                 tally["unknown"] += score.has_unknown
-                yield region, pos, ref, alt, score
+                yield region, start, pos, ref, alt, score
             tally["bases"] += 1
 
 

@@ -53,9 +53,17 @@ def test_a_region(call):
     ]
     assert "regions 1, bases 2, alleles 6, scored 6, ok 6" in err
     code, _, _ = call(
-        "chr1:100-101", "--deletions", "--per-strand", "-W", "--summary-json", "s.json", output="o.tsv.gz"
+        "chr1:100-101",
+        "--deletions",
+        "--per-strand",
+        "-W",
+        "--summary-json",
+        "s.json",
+        "--plot",
+        "p.png",
+        output="o.tsv.gz",
     )
-    assert code == 0 and os.path.exists("o.tsv.gz.tbi")
+    assert code == 0 and os.path.exists("o.tsv.gz.tbi") and os.path.getsize("p.png") > 1000
     with gzip.open("o.tsv.gz", "rt") as handle:
         assert [line for line in handle][2] == "#chrom\tpos\tref\talt\tllr\tedge\tstatus\tfwd\trev\n"
     with open("s.json") as handle:
@@ -136,6 +144,7 @@ def test_options_that_do_not_do(call):
         (["--stride", "0"], 2, "--stride: is 0, must be at least 1"), (["--device", "cuda:9"], 5, "no device cuda:9"),
         (["--window", "99999"], 2, "--window: is 99,999"), (["-W"], 2, "--write-index: an index is made for"),
         (["-m", "absent"], 4, "absent"),
+        (["--plot", "out.jpg"], 2, "out.jpg: the picture is a PNG; end its name in .png"),
     ):  # fmt: skip
         found, _, err = call("chr1:1-2", *words)
         assert found == code and text in err and err.count(": error: ") == 1 and not os.path.exists("out.tsv")
