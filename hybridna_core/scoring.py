@@ -118,9 +118,9 @@ class Scorer:
         has_unknown = any(c.unknown_share > 0 for c in comparisons)
         return Score(allele.status, llr, is_edge, values.get("+"), values.get("-"), has_unknown)
 
-    def compare(self, contig, comparison):
-        """Return log P(alternative) - log P(reference) in one direction, nats."""
-        shared = self._find_pass(contig, comparison.strand, comparison.start)
+    def compare(self, contig, comparison, plan=None):
+        """Return log P(alternative) - log P(reference) in one direction, nats. plan: of the reading if not the own"""
+        shared = self._find_pass(contig, comparison.strand, comparison.start, plan or self.plan)
         change = comparison.change - comparison.start
         reference = shared.read_reference(change, change + len(comparison.reference))
         alternative = shared.read_alternative(change, comparison.alternative)
@@ -128,9 +128,9 @@ class Scorer:
         return float(np.sum(alternative[comparison.alternative != N] - reference[comparison.reference != N]))
 
     def _find_pass(self, *place):
-        """Return the pass that begins at (contig, strand, start), one of the last used or a new one."""
+        """Return the pass that begins at (contig, strand, start, plan), one of the last used or a new one."""
         if place not in self.passes:
-            self.passes[place] = ReferencePass(self._read, self.genome, *place, self.plan, self.opening)
+            self.passes[place] = ReferencePass(self._read, self.genome, *place, self.opening)
             if len(self.passes) > self.KEPT:
                 self.passes.popitem(last=False)
         self.passes.move_to_end(place)

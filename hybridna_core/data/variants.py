@@ -338,40 +338,57 @@ def compare(variant, genome, window, horizon, stride=1):
     returns  status (ok, no_change, too_many_n, out_of_range) and the Comparison of each direction that counts a base
     """
     length = genome.contigs[variant.contig]
-    before, after = Piece(0, variant.start), Piece(variant.end, length)
     comparisons, unknown = [], False
     for strand in "+-":
-        is_reverse = strand == "-"
-        reference = Haplotype(genome, variant.contig, [Piece(0, length)], is_reverse)
-        alternative = Haplotype(genome, variant.contig, [before, *variant.pieces, after], is_reverse)
-        change = first_difference(reference, alternative, length - variant.end if is_reverse else variant.start)
+        reference = put_in((), genome, variant.contig, strand)
+        alternative = put_in((variant,), genome, variant.contig, strand)
+        change = first_difference(reference, alternative, length - variant.end if strand == "-" else variant.start)
         if change == reference.length == alternative.length:
             return "no_change", []
-        earliest = change - (window - horizon)
-        # On the contig the prefix of `-` ends where that of `+` begins, so its multiples count from the other end.
-        offset = length % stride if is_reverse else 0
-        start = min(max(0, -(-(earliest - offset) // stride) * stride + offset), change)
-        prefix = reference.ids(start, change)
-        patience = UNKNOWN_SHARE_LIMIT * (window + horizon) + 1 - np.count_nonzero(prefix == N)
-        # The shorter one first: what it has left bounds what is counted, and thus read, of the other.
-        suffixes, known = {}, horizon
-        for haplotype in sorted((reference, alternative), key=lambda haplotype: haplotype.length):
-            suffix = read_known(haplotype, change, known, patience)
-            if suffix is None:
-                break
-            suffixes[haplotype], known = suffix, int(np.count_nonzero(suffix != N))
-        if len(suffixes) < 2:
-            unknown = True
-            continue
-        if known == 0:
-            continue
-        suffixes = [cut_known(suffixes[haplotype], known) for haplotype in (reference, alternative)]
-        comparison = Comparison(strand, start, change, prefix, *suffixes, earliest < 0 or known < horizon)
-        unknown |= comparison.unknown_share > UNKNOWN_SHARE_LIMIT
-        comparisons.append(comparison)
+        found = lay_out_direction(strand, reference, [alternative], change, window, horizon, stride)
+        unknown |= found is None
+        comparisons += found or []
     if unknown:
         return "too_many_n", []
     return ("ok", comparisons) if comparisons else ("out_of_range", [])
+
+
+def put_in(variants, genome, contig, strand):
+    """Return the Haplotype of a contig with variants put in, sorted and without overlap, read in a direction."""
+    pieces, at = [], 0
+    for variant in variants:
+        pieces += [Piece(at, variant.start), *variant.pieces]
+        at = variant.end
+    pieces.append(Piece(at, genome.contigs[contig]))
+    return Haplotype(genome, contig, pieces, strand == "-")
+
+
+def lay_out_direction(strand, reference, alternatives, change, window, horizon, stride):
+    """Lay out what one direction reads of alternatives that equal the reference before a place.
+
+    change   that place, counted from where reading begins
+    returns  a Comparison for each alternative, all with equally many known bases; none if that is 0; None where too
+             many are unknown
+    """
+    earliest = change - (window - horizon)
+    # On the contig the prefix of `-` ends where that of `+` begins, so its multiples count from the other end.
+    offset = reference.length % stride if strand == "-" else 0
+    start = min(max(0, -(-(earliest - offset) // stride) * stride + offset), change)
+    prefix = reference.ids(start, change)
+    patience = UNKNOWN_SHARE_LIMIT * (window + horizon) + 1 - np.count_nonzero(prefix == N)
+    # The shorter ones first: what they have left bounds what is counted, and thus read, of the others.
+    suffixes, known = {}, horizon
+    for haplotype in sorted((reference, *alternatives), key=lambda haplotype: haplotype.length):
+        suffix = read_known(haplotype, change, known, patience)
+        if suffix is None:
+            return None
+        suffixes[haplotype], known = suffix, int(np.count_nonzero(suffix != N))
+    if known == 0:
+        return []
+    first, *others = (cut_known(suffixes[haplotype], known) for haplotype in (reference, *alternatives))
+    is_short = earliest < 0 or known < horizon
+    found = [Comparison(strand, start, change, prefix, first, other, is_short) for other in others]
+    return None if any(one.unknown_share > UNKNOWN_SHARE_LIMIT for one in found) else found
 
 
 def first_difference(a, b, start):
