@@ -74,6 +74,20 @@ def score_variants(
         ),
     ] = "w",
     rename_chrs: RenameChrs = None,
+    haplotypes: Annotated[
+        bool,
+        typer.Option(
+            "--haplotypes", help="Score what stands together on each sample's haplotypes, too: HD_HAP and HD_EPI."
+        ),
+    ] = False,
+    phase: Annotated[
+        str,
+        typer.Option(
+            "-p", "--phase", metavar="a|m|r|R|s",
+            help="Of --haplotypes, for genotypes that are not phased: a as they stand, m merge into one haplotype, "
+            "r refuse, R put the ALT for REF, s skip.",
+        ),
+    ] = "r",
     info_prefix: Annotated[
         str, typer.Option("--info-prefix", metavar="TEXT", help="What the names of the new fields begin with.")
     ] = "HD_",
@@ -119,7 +133,8 @@ def score_variants(
         report.summary = core.score_variants(
             vcf, fasta_ref, output, output_type=output_type, write_index=write_index, model=model, window=window,
             horizon=horizon, stride=stride, per_strand=per_strand, regions=regions, regions_file=regions_file,
-            check_ref=check_ref, rename_chrs=rename_chrs, info_prefix=info_prefix, replace=replace, skipped=skipped,
+            check_ref=check_ref, rename_chrs=rename_chrs, haplotypes=haplotypes, phase=phase,
+            info_prefix=info_prefix, replace=replace, skipped=skipped,
             strict=strict, fail_on=fail_on, no_version=no_version, device=device, dtype=dtype, force=force,
             dry_run=dry_run, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,

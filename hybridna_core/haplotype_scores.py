@@ -68,14 +68,27 @@ def score_jointly(scorer, variants, room):
     return JointScore("ok", llr, excess)
 
 
-def check_phase(phase, header, path):
-    """Raise UsageError for an unknown rule, DataError for a file without samples."""
-    if phase not in PHASES:
-        known = ", ".join(f"{letter} ({what})" for letter, what in PHASES.items())
-        raise UsageError(f"is {phase!r}", where="--phase", hint=f"one of {known}")
+def check_samples(header, path):
+    """Raise DataError for a file without samples."""
     if not sample_names(header):
         hint = "haplotypes are read from GT of phased samples; leave out --haplotypes"
         raise DataError("the file has no samples", where=path, hint=hint)
+
+
+def check_rule(haplotypes, phase, kind, check_ref):
+    """Raise UsageError for an unknown rule, and for options that do not go with haplotypes. kind: of the output"""
+    if not haplotypes:
+        if phase != "r":
+            raise UsageError("means nothing without --haplotypes", where="--phase")
+        return
+    if phase not in PHASES:
+        known = ", ".join(f"{letter} ({what})" for letter, what in PHASES.items())
+        raise UsageError(f"is {phase!r}", where="--phase", hint=f"one of {known}")
+    if kind == "t":
+        raise UsageError("a table has no samples", where="--haplotypes", hint="write VCF or BCF (-O z)")
+    if check_ref == "s":
+        what = "haplotypes are compared with the genome, which --check-ref s turns around"
+        raise UsageError(what, where="--haplotypes", hint="bcftools norm --check-ref s first")
 
 
 def sample_names(header):
@@ -85,6 +98,7 @@ def sample_names(header):
 class HaplotypeScorer:
     """Adds joint scores to records that come sorted by contig and position; keeps count of clusters and calls.
 
+    header  of the input
     phase   letter of PHASES
     room    bases that the model reads at once
     prefix  of the fields' names
@@ -95,24 +109,24 @@ class HaplotypeScorer:
     calls     unphased, missing, bad -> genotypes
     """
 
-    def __init__(self, scorer, header, *, phase, room, prefix, path):
-        self.scorer, self.phase, self.room, self.path = scorer, phase, room, path
+    def __init__(self, header, phase, room, prefix, path):
+        self.phase, self.room, self.path = phase, room, path
+        self.rule = f"phase {phase}, clusters of up to {VARIANTS_LIMIT} variants"
         self.keys = [(prefix + name).encode() for name in HAPLOTYPE_FIELDS]
         self.names = sample_names(header)
         self.order = Order(path, "bcftools sort first", "--haplotypes")
         self.clusters, self.calls, self.distinct = collections.Counter(), collections.Counter(), 0
         self.queue, self.size, self.contig = collections.deque(), 0, None
-        # (sample, haplotype) -> Track, and (position from which nothing joins it, key) in order.
+        # (sample, haplotype) -> Track; and (position from which nothing joins it, sample, haplotype), a heap.
         self.tracks, self.ends = {}, []
         self.has_genotypes = False
 
-    def records(self, scored):
-        """Yield (record, scores) again, in order, with the values in the sample columns.
+    def records(self, scored, scorer):
+        """Yield (record, alleles, scores) again, in order, with the values in the sample columns.
 
-        scored  iterable of (record, alleles, scores)
         Raises DataError for records out of order, and for unphased calls where the rule refuses them.
         """
-        any_record = False
+        self.scorer, any_record = scorer, False
         for record, alleles, scores in scored:
             any_record = True
             if record.pos is not None:
@@ -204,7 +218,7 @@ class HaplotypeScorer:
             track = self.tracks[key] = Track(self.scorer.plan.horizon, self.room)
         held.waiting += 1
         self._settle(track.add(member), None)
-        heapq.heappush(self.ends, (track.end + track.reach, key))
+        heapq.heappush(self.ends, (track.end + track.reach, *key))
 
     # From tracks to values
 
@@ -212,7 +226,7 @@ class HaplotypeScorer:
         """Close the tracks that nothing can join any more which begins at a position or after it."""
         known = {}
         while self.ends and self.ends[0][0] <= position:
-            key = heapq.heappop(self.ends)[1]
+            key = heapq.heappop(self.ends)[1:]
             track = self.tracks.get(key)
             if track is None or track.end + track.reach > position:
                 continue
@@ -255,7 +269,7 @@ class HaplotypeScorer:
             if values:
                 text = held.columns.extended(self.keys, values)
                 record = record._replace(columns=[*record.columns[:8], text])
-            yield record, held.scores
+            yield record, held.alleles, held.scores
 
     def to_dict(self):
         """Counts for the summary."""
@@ -270,8 +284,3 @@ def spell(scores):
         return None
     pairs = [(None, None) if score is None else (score.llr, score.excess) for score in scores]
     return [",".join(map(spell_number, values)).encode() for values in zip(*pairs, strict=True)]
-
-
-def spell_rule(phase):
-    """Spell for the header how haplotypes were made."""
-    return f"phase {phase}, clusters of up to {VARIANTS_LIMIT} variants"

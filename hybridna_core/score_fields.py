@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hybridna_core.checkpoint import version
+from hybridna_core.data.genotypes import SampleColumns
 from hybridna_core.data.vcf import CONTIG_NAME, BgzfWriter, VcfWriter, to_bytes
 from hybridna_core.data.writers import is_stdout
 from hybridna_core.errors import DataError, UsageError
@@ -54,6 +55,12 @@ FIELDS = {
     "REV": Field("Float", "rev", "reverse", "{prefix}LLR of the direction - alone"),
 }  # fmt: skip
 BASIC_FIELDS = ("LLR", "EDGE", "ST")
+# FORMAT fields, one value for each haplotype of a call.
+HAPLOTYPE_FIELDS = {
+    "HAP": "log P(haplotype) - log P(reference), nats, of all alternatives on the haplotype that are less than "
+    "{horizon} bases apart, together",
+    "EPI": "{prefix}HAP minus the sum of the same alternatives alone, counted over the same bases",
+}
 # Further fields that an earlier run may have left, wrong beside new scores.
 OTHER_FIELDS = ("DIST", "PCT", "PHRED")
 
@@ -63,31 +70,35 @@ def choose_fields(per_strand=False):
     return (*BASIC_FIELDS, *["FWD", "REV"] * per_strand)
 
 
-def check_fields(header, prefix, fields, replace, path):
+def check_fields(header, prefix, fields, replace, path, haplotypes=False):
     """Raise UsageError when a field of ours is declared already. fields: keys of FIELDS"""
-    there = set(header.ids("INFO"))
-    for name in fields:
+    there = {"INFO": set(header.ids("INFO")), "FORMAT": set(header.ids("FORMAT"))}
+    wanted = [("INFO", name) for name in fields] + [("FORMAT", name) for name in HAPLOTYPE_FIELDS if haplotypes]
+    for kind, name in wanted:
         name = prefix + name
-        if name in there and not replace:
+        if name in there[kind] and not replace:
             hint = "--replace overwrites it, --info-prefix gives the new ones another name"
             raise UsageError(f"the header has the field {name} already", where=path, hint=hint)
 
 
 def strip_header(header, prefix):
     """Take the fields and run lines of an earlier run under the same prefix out of a header."""
-    stale = {prefix + name for name in (*FIELDS, *OTHER_FIELDS)}
+    stale = {("INFO", prefix + name) for name in (*FIELDS, *OTHER_FIELDS)}
+    stale |= {("FORMAT", prefix + name) for name in HAPLOTYPE_FIELDS}
 
     def is_stale(declaration):
-        name = declaration.fields.get("ID")
         if declaration.kind == "hybridna":
             return declaration.fields.get("Prefix") == prefix
-        return declaration.kind == "INFO" and name in stale
+        return (declaration.kind, declaration.fields.get("ID")) in stale
 
     return header.without(is_stale)
 
 
-def describe(header, genome, renames, model, plan, prefix, fields, no_version, used, options):
-    """Header lines that are added: missing contigs, our fields (keys of FIELDS), how the numbers came about."""
+def describe(header, genome, renames, model, plan, prefix, fields, no_version, used, options, haplotypes=None):
+    """Header lines that are added: missing contigs, our fields (keys of FIELDS), how the numbers came about.
+
+    haplotypes  rule by which they were made, None where they are not scored
+    """
     back = {new: old for old, new in renames.items()}
     declared = header.contigs
     lines = []
@@ -99,18 +110,26 @@ def describe(header, genome, renames, model, plan, prefix, fields, no_version, u
     for name in fields:
         text = FIELDS[name].text.format(horizon=plan.horizon, prefix=prefix)
         lines.append(f'##INFO=<ID={prefix}{name},Number=A,Type={FIELDS[name].kind},Description="{text}",{source}>')
+    for name, text in HAPLOTYPE_FIELDS.items() if haplotypes is not None else ():
+        text = text.format(horizon=plan.horizon, prefix=prefix)
+        lines.append(f'##FORMAT=<ID={prefix}{name},Number=.,Type=Float,Description="{text}",{source}>')
     if no_version:
         return lines
     taken = {d.fields.get("ID") for d in header.declarations("hybridna")}
     run = next(name for name in itertools.chain(["run"], (f"run{i}" for i in itertools.count(2))) if name not in taken)
-    return [*lines, spell_run(genome, model, plan, used, prefix, run), f"##hybridna_score_variantsCommand={options}"]
+    return [
+        *lines,
+        spell_run(genome, model, plan, used, prefix, run, haplotypes),
+        f"##hybridna_score_variantsCommand={options}",
+    ]
 
 
-def spell_run(genome, model, plan, used, prefix=None, run="run"):
+def spell_run(genome, model, plan, used, prefix=None, run="run", haplotypes=None):
     """Spell the header line that says how the numbers came about.
 
-    used    contigs whose digest is given
-    prefix  of the fields' names, where there are fields
+    used        contigs whose digest is given
+    prefix      of the fields' names, where there are fields
+    haplotypes  rule by which they were made, where they are scored
     """
     facts = {
         "Version": version(), **({} if prefix is None else {"Prefix": prefix}), "Model": model.name,
@@ -118,6 +137,7 @@ def spell_run(genome, model, plan, used, prefix=None, run="run"):
         "StartToken": "no" if model.config.bos_token_id is None else "yes", "Window": plan.window,
         "Horizon": plan.horizon, "Stride": plan.stride, "Strands": "both",
         "Reduction": "sum over the horizon, mean of the strands", "Unit": "nats",
+        **({} if haplotypes is None else {"Haplotypes": haplotypes}),
         "Precision": str(model.dtype).removeprefix("torch."), "Backend": spell_backends(model),
         "Reference": os.path.basename(genome.path),
         "ReferenceMD5": " ".join(f"{name}:{genome.digest(name)}" for name in used),
@@ -169,6 +189,19 @@ def find_stale(record, prefix, replace, path):
         hint = "--replace overwrites it, --info-prefix gives the new ones another name"
         raise UsageError(what, where=f"{path}:{record.number}", hint=hint)
     return tuple(found)
+
+
+def strip_samples(record, prefix, replace, path):
+    """Return a record without the haplotype values of an earlier run; raise UsageError if they must stay."""
+    layout = record.columns[8].partition(b"\t")[0].split(b":") if len(record.columns) > 8 else ()
+    found = [name for name in (to_bytes(prefix + name) for name in HAPLOTYPE_FIELDS) if name in layout]
+    if not found:
+        return record
+    if not replace:
+        what = f"FORMAT has {found[0].decode()} already, undeclared in the header"
+        hint = "--replace overwrites it, --info-prefix gives the new ones another name"
+        raise UsageError(what, where=f"{path}:{record.number}", hint=hint)
+    return record._replace(columns=[*record.columns[:8], SampleColumns(record.columns[8]).without(found)])
 
 
 def spell_fields(scores, prefix, fields):
@@ -259,10 +292,11 @@ def name_index(output, kind, genome):
 
 
 class Order:
-    """Sees to it that lines are sorted by contig and position, which an index needs."""
+    """Sees to it that lines are sorted by contig and position, which an index needs, and so do haplotypes."""
 
-    def __init__(self, path, hint):
-        self.path, self.hint, self.contig, self.pos, self.done = path, hint, None, 0, set()
+    def __init__(self, path, hint, option="--write-index"):
+        self.path, self.hint, self.option = path, hint, option
+        self.contig, self.pos, self.done = None, 0, set()
 
     def check(self, contig, pos, number):
         """Raise DataError for a line out of order. pos: None where it is no number; number: of the input's line"""
@@ -270,6 +304,6 @@ class Order:
             self.done.add(self.contig)
             self.contig, self.pos = contig, 0
         if contig in self.done or pos is None or pos < self.pos:
-            what = "records are not sorted, so --write-index is not possible"
+            what = f"records are not sorted, so {self.option} is not possible"
             raise DataError(what, where=f"{self.path}:{number}", hint=self.hint)
         self.pos = pos

@@ -8,7 +8,7 @@ import contextlib
 from hybridna_core.data.inputs import check_input, read_chunks, read_lines
 from hybridna_core.data.vcf import Header, VcfReader, to_text
 from hybridna_core.errors import DataError
-from hybridna_core.score_fields import FIELDS, read_runs
+from hybridna_core.score_fields import FIELDS, HAPLOTYPE_FIELDS, read_runs
 
 
 def explain(path, *, allow_missing_eof=False):
@@ -31,8 +31,8 @@ def explain(path, *, allow_missing_eof=False):
             fields = set(columns)
             names = {name: field.column for name, field in FIELDS.items()}
         else:
-            fields = set(header.ids("INFO"))
-            names = {name: f"{run.get('Prefix')}{name}" for name in FIELDS}
+            fields = {*header.ids("INFO"), *header.ids("FORMAT")}
+            names = {name: f"{run.get('Prefix')}{name}" for name in (*FIELDS, *HAPLOTYPE_FIELDS)}
         lines += spell_meaning(path, run, {key: name for key, name in names.items() if name in fields})
     return lines
 
@@ -80,6 +80,13 @@ def spell_meaning(path, run, names):
     for key, text in texts.items():
         if key in names:
             yield f"{names[key]}: {text}."
+    if "HAP" in names:
+        yield f"{names['HAP']}, one number for each haplotype of a sample: log P(haplotype) - log P(reference), of all"
+        yield f"  alternatives that stand less than {horizon:,} bases apart on it together; in each of their records."
+    if "EPI" in names:
+        yield f"{names['EPI']}: that minus the sum of the same alternatives alone, over the same bases; 0: they add up."
+    if "Haplotypes" in run:
+        yield f"  Haplotypes by {run['Haplotypes']}; a dot: no ALT on that haplotype, or no score."
     start = "with" if run.get("StartToken") == "yes" else "without"
     yield f"Model: {run.get('Model')}, SHA-256 of its weights {run.get('ModelSHA256')};"
     yield f"  {run.get('Tokenizer')}; {start} a start token; computed in {run.get('Precision')}"

@@ -21,6 +21,7 @@ from hybridna_core.data.variants import CHECK_REF, SCORED, read_alleles
 from hybridna_core.data.vcf import INFO_KEY, VcfReader, build_index, choose_output_type, read_regions
 from hybridna_core.data.writers import atomic_output, check_output, is_stdout, open_output
 from hybridna_core.errors import DataError, UsageError, nearest
+from hybridna_core.haplotype_scores import HaplotypeScorer, check_rule, check_samples
 from hybridna_core.memory import spell_bytes
 from hybridna_core.score_fields import (
     Order,
@@ -34,6 +35,7 @@ from hybridna_core.score_fields import (
     one_line,
     spell_run,
     strip_header,
+    strip_samples,
 )
 from hybridna_core.scoring import Scorer, estimate, is_name, make_plan, name_model, read_config
 from hybridna_core.skipped import SkippedTable, read_statuses
@@ -51,6 +53,7 @@ class Summary(NamedTuple):
     edge      alleles scored beside a contig end
     unknown   alleles scored though unknown bases were read
     tokens, memory, time  of a dry run: tokens to read, estimates spelt out
+    haplotypes  counts of clusters and of genotypes, see haplotype_scores
     """
 
     records: int
@@ -67,6 +70,7 @@ class Summary(NamedTuple):
     tokens: int | None = None
     memory: str | None = None
     time: str | None = None
+    haplotypes: dict | None = None
 
     def to_dict(self):
         return {name: value for name, value in self._asdict().items() if value is not None}
@@ -77,7 +81,7 @@ def score_variants(
     output_type=None, write_index=False, regions=None, regions_file=None, check_ref="w", rename_chrs=None,
     info_prefix="HD_", replace=False, skipped=None, strict=False, fail_on=None, no_version=False, force=False,
     device="auto", dtype="float32", dry_run=False, rebuild_index=False, other_letters=None, rna=False,
-    allow_missing_eof=False, allow_nonfinite=False, progress=None,
+    allow_missing_eof=False, allow_nonfinite=False, haplotypes=False, phase="r", progress=None,
 ):  # fmt: skip
     """Score every alternative allele of a VCF or BCF and write the same records with the scores; return a Summary.
 
@@ -97,12 +101,15 @@ def score_variants(
     skipped        file that takes a line for each allele without a score; bgzip if its name ends in .gz
     strict         raise DataError at the end if any allele has no score, and for contig lengths that differ
     fail_on        raise DataError at the end if any allele has one of these statuses, comma-separated or a list
+    haplotypes     score the alternatives of each sample's haplotypes together, too; needs sorted records
+    phase          what becomes of genotypes that are not phased: a letter of data.genotypes.PHASES
     dry_run        judge all records, estimate memory and time, load no model and write nothing
 
     Raises HybriDNAError kinds; on an error nothing is at `output`, but for `strict` and `fail_on`.
     """
     start = time.monotonic()
     kind = check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, info_prefix, force, dry_run)
+    check_rule(haplotypes, phase, kind, check_ref)
     failing = read_statuses(fail_on)
     if skipped is not None and not dry_run:
         check_skipped(skipped, output, (vcf, fasta_ref, rename_chrs), force)
@@ -116,24 +123,31 @@ def score_variants(
         VcfReader(vcf, regions=wanted, allow_missing_eof=allow_missing_eof) as reader,
     ):
         if kind != "t":
-            check_fields(reader.header, info_prefix, fields, replace, vcf)
+            check_fields(reader.header, info_prefix, fields, replace, vcf, haplotypes)
+        if haplotypes:
+            check_samples(reader.header, vcf)
         check_contigs(reader.header, genome, renames, wanted, strict, vcf)
         judged = judge(reader, genome, renames, check_ref, plan.horizon)
         ahead = list(itertools.islice(judged, GUARD_RECORDS))
         is_whole = len(ahead) < GUARD_RECORDS
         guard(ahead, is_whole, reader.header, genome, renames, vcf)
         records = itertools.chain(ahead, judged)
+        if kind != "t":
+            records = ((strip_samples(record, info_prefix, replace, vcf), alleles) for record, alleles in records)
+        joint = None
+        if haplotypes:
+            joint = HaplotypeScorer(reader.header, phase, config.bases_at_once, info_prefix, vcf)
         if dry_run:
             scorer = Scorer(None, genome, plan, config)
-            score_records(records, scorer, (), tally, progress=progress)
+            score_records(records, scorer, (), tally, joint=joint, progress=progress)
             memory, seconds = estimate(config, plan, scorer.tokens, device, dtype)
-            return summarise(tally, plan, name_model(model), None, start)._replace(
+            return summarise(tally, plan, name_model(model), None, start, joint)._replace(
                 tokens=scorer.tokens, memory=f"about {spell_bytes(memory)}", time=f"about {seconds:,.0f} s"
             )
         if is_name(model):
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
         used = contigs_in_use(ahead, is_whole, reader.header, genome, renames)
-        options = spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, info_prefix, per_strand)
+        options = spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, info_prefix, per_strand, joint)
         scorer = Scorer(model, genome, plan)
         with contextlib.ExitStack() as stack:
             index = None
@@ -151,13 +165,25 @@ def score_variants(
             else:
                 header = strip_header(reader.header, info_prefix) if replace else reader.header
                 header = header.extended(
-                    describe(header, genome, renames, model, plan, info_prefix, fields, no_version, used, options)
+                    describe(
+                        header,
+                        genome,
+                        renames,
+                        model,
+                        plan,
+                        info_prefix,
+                        fields,
+                        no_version,
+                        used,
+                        options,
+                        joint and joint.rule,
+                    )
                 )
                 writer = ScoredVcf(handle, kind, header, prefix=info_prefix, fields=fields, replace=replace, path=vcf)
             with writer:
                 order = Order(vcf, "bcftools sort first") if write_index else None
                 writers = (writer,) if left_out is None else (writer, left_out)
-                score_records(records, scorer, writers, tally, order, progress)
+                score_records(records, scorer, writers, tally, joint, order, progress)
                 check_any_known(tally, genome, vcf)
                 genome.check_unchanged()
             if index is not None:
@@ -166,26 +192,33 @@ def score_variants(
         if tally.records == 0:
             asked = regions is not None or regions_file is not None
             warn("empty-input", f"{vcf}: no records{' in the regions asked for' * asked}")
-    summary = summarise(tally, plan, model.name, str(output), start)
+    summary = summarise(tally, plan, model.name, str(output), start, joint)
     check_statuses(tally, strict, failing, vcf)
     return summary
 
 
-def score_records(records, scorer, writers, tally, order=None, progress=None):
+def score_records(records, scorer, writers, tally, joint=None, order=None, progress=None):
     """Score records in turn, write each at once, and keep count.
 
     writers  of VCF or tables; none for a Scorer that only counts
+    joint    HaplotypeScorer, which holds records back until their haplotypes are complete
     order    sees to it that they are sorted
     """
-    for record, alleles in records:
-        if order is not None:
-            order.check(record.contig, record.pos, record.number)
-        scores = [scorer.score(allele) for allele in alleles]
+    scored = score_alleles(records, scorer, order)
+    for record, _, scores in scored if joint is None else joint.records(scored, scorer):
         tally.add(scores)
         for writer in writers:
             writer.write_record(record, scores)
         if progress is not None:
             progress(tally.records, None)
+
+
+def score_alleles(records, scorer, order):
+    """Yield (record, its alleles, their Scores). order: sees to it that records are sorted"""
+    for record, alleles in records:
+        if order is not None:
+            order.check(record.contig, record.pos, record.number)
+        yield record, alleles, [scorer.score(allele) for allele in alleles]
 
 
 # Checks before any work
@@ -334,11 +367,12 @@ class Tally:
         return {status: count for status, count in self.statuses.most_common() if status not in SCORED}
 
 
-def summarise(tally, plan, model, output, start):
+def summarise(tally, plan, model, output, start, joint=None):
     scored = {status: tally.statuses[status] for status in SCORED if tally.statuses[status]}
     return Summary(
         tally.records, tally.alleles, tally.scored, {**scored, **tally.reasons()}, tally.edge, tally.unknown,
         plan.window, plan.horizon, model, output, time.monotonic() - start,
+        haplotypes=None if joint is None else joint.to_dict(),
     )  # fmt: skip
 
 
@@ -354,10 +388,11 @@ def contigs_in_use(ahead, is_whole, header, genome, renames):
     return [name for name in genome.contigs if name in found]
 
 
-def spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, prefix, per_strand):
+def spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, prefix, per_strand, joint=None):
     """Spell the command line, of what decides the numbers: no threads, no output, no date."""
     words = ["score-variants", "--fasta-ref", fasta_ref, "--model", model.name, "--window", plan.window]
     words += ["--horizon", plan.horizon, "--stride", plan.stride, "--check-ref", check_ref]
     words += ["--rename-chrs", rename_chrs] if rename_chrs is not None else []
-    words += ["--info-prefix", prefix, *(["--per-strand"] if per_strand else []), vcf]
+    words += ["--info-prefix", prefix, *(["--per-strand"] if per_strand else [])]
+    words += [*(["--haplotypes", "--phase", joint.phase] if joint is not None else []), vcf]
     return one_line(shlex.join(str(word) for word in words))

@@ -4,6 +4,7 @@ alleles of one haplotype of one sample -> Track -> clusters, each closed as soon
 cluster -> variants in order, or why they cannot be put in together -> per direction: JointReading
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -129,7 +130,7 @@ def combine(cluster, horizon):
         return variants, "ploidy"
     if len({m.phase_set for m in cluster if m.phase_set is not None}) > 1:
         return variants, "phase_sets"
-    for one, other in zip(variants, variants[1:], strict=False):
+    for one, other in itertools.pairwise(variants):
         # Two insertions at one place have no order.
         if other.start < one.end or one.start == other.start == other.end:
             return variants, "overlap"
