@@ -163,7 +163,8 @@ class HaplotypeScorer:
             if call is None or max((a for a in call.alleles if a), default=0) > len(held.record.alts):
                 self.calls["bad"] += 1
                 continue
-            self.calls["missing"] += None in call.alleles
+            if None in call.alleles:
+                self.calls["missing"] += 1
             if call.alt is None:
                 continue
             phase_set = None

@@ -41,18 +41,21 @@ class Member(NamedTuple):
 
 
 def trim(variant, genome):
-    """Take off the bases that the allele of a variant has in common with the reference, from the end first.
+    """Take off the bases that the allele of a variant has in common with the reference, as records are normalised.
 
-    So an indel spelt with the base before it does not overlap what changes that base.
+    The last ones go first, but for a base before an indel, which thus does not overlap what changes that base.
     """
     if len(variant.pieces) != 1 or variant.pieces[0].ids is None:
         return variant
     ids, reference = variant.pieces[0].ids, genome.ids(variant.contig, variant.start, variant.end)
-    behind = count_equal(ids[::-1], reference[::-1])
+    behind = count_equal(ids[:0:-1], reference[:0:-1])
     ids, reference = ids[: len(ids) - behind], reference[: len(reference) - behind]
     before = count_equal(ids, reference)
-    pieces = (Piece(0, len(ids) - before, ids=ids[before:]),) if len(ids) > before else ()
-    return variant._replace(start=variant.start + before, end=variant.end - behind, pieces=pieces)
+    ids, reference = ids[before:], reference[before:]
+    last = count_equal(ids[::-1], reference[::-1])
+    ids = ids[: len(ids) - last]
+    pieces = (Piece(0, len(ids), ids=ids),) if len(ids) else ()
+    return variant._replace(start=variant.start + before, end=variant.end - behind - last, pieces=pieces)
 
 
 def count_equal(a, b):
