@@ -330,3 +330,24 @@ def test_demo_files(call):
     code, stderr = call((demo / "promoter_variants.vcf").read_bytes(), fasta="yeast.fa.gz")
     assert code == 0 and "records 43, alleles 44, scored 42, ok 42, spanning 1, ref_mismatch 1" in stderr
     assert "chrI:87040: REF is G, yeast.fa.gz has A; marked ref_mismatch" in stderr
+
+
+PHASED = HEADER.replace(b"INFO\n", b"INFO\tFORMAT\ts1\n").replace(
+    b"#CHROM", b'##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n#CHROM'
+)
+
+
+def test_haplotypes(call):
+    def calls(*texts):
+        pairs = zip((1500, 1510), texts, strict=True)
+        return PHASED + b"".join(line(pos)[:-1] + b"\tGT\t" + text + b"\n" for pos, text in pairs)
+
+    code, stderr = call(calls(b"0|1", b"0|1"), "--haplotypes")
+    assert code == 0 and "clusters 1, clusters_read 1, clusters_ok 1" in stderr
+    found = [row.split("\t") for row in Path("out.vcf").read_text().splitlines() if row.startswith("chr1")]
+    assert {row[8] for row in found} == {"GT:HD_HAP:HD_EPI"} and len({row[9] for row in found}) == 1
+    code, stderr = call(calls(b"0|1", b"0/1"), "--haplotypes", "--force")
+    assert code == 3 and "in.vcf:6: chr1:1510: sample s1 is heterozygous and not phased (0/1)" in error_of(stderr)
+    assert call(calls(b"0|1", b"0/1"), "--haplotypes", "-p", "s", "--force")[0] == 0
+    assert call(GOOD, "--haplotypes", "--force")[0] == 3
+    assert call(GOOD, "-p", "s", "--force")[0] == call(GOOD, "--haplotypes", "-p", "x", "--force")[0] == 2

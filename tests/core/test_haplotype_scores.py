@@ -516,22 +516,21 @@ def test_real_phased_calls(shared_data, model):
     """NA12878 around BRCA1: every haplotype of a cluster counted, every number that of bcftools' own haplotype."""
     source = shared_data / "edge_vcf/fulcrumgenomics__fgbio/src/test/resources/com/fulcrumgenomics/vcf/testdata"
     text = (source / "NA12878.GIABPedigreev0.2.17.41100000.41300000.hapcut.gatk.vcf").read_text()
-    # A tenth of them, where they stand closest.
-    text = "".join(f"{line}\n" for line in text.splitlines() if line[0] == "#" or "\t41284" in line or "\t4127" in line)
+    # Those that stand closest.
+    text = "".join(f"{line}\n" for line in text.splitlines() if line[0] == "#" or "\t4127" in line)
     Path("real.vcf").write_text(text)
     fasta = shutil.copy(shared_data / "variants/brca/hg19_brca1_brca2_padded.fa.gz", "genome.fa.gz")
     for suffix in (".fai", ".gzi"):
         shutil.copy(shared_data / f"variants/brca/hg19_brca1_brca2_padded.fa.gz{suffix}", f"genome.fa.gz{suffix}")
     Path("names.txt").write_text("17 chr17\n")
-    summary = score_variants(
-        "real.vcf", fasta, "out.vcf", model=model, window=1024, horizon=512, haplotypes=True, phase="s", rename_chrs="names.txt"
-    )
+    options = {"haplotypes": True, "phase": "s", "rename_chrs": "names.txt"}
+    summary = score_variants("real.vcf", fasta, "out.vcf", model=model, window=512, **options)
     counts = summary.haplotypes
     assert summary.records == sum(not line.startswith("#") for line in text.splitlines())
     assert counts["clusters"] == sum(
         n for key, n in counts.items() if key.startswith("clusters_") and key[9:] != "read"
     )
-    assert counts["clusters_ok"] == 15
+    assert counts["clusters_ok"] > 5 and counts["clusters_read"] > 3 and counts["calls_unphased"] == 4
     with pysam.VariantFile("out.vcf") as file:
         found = [v for r in file for v in r.samples[0].get("HD_HAP", ()) if v is not None]
     assert len(found) >= counts["clusters_ok"] and np.isfinite(found).all()
