@@ -16,7 +16,7 @@ _CANDIDATES = {
         ("chunked", reference.ssd_scan, None),
         ("sequential", reference.ssd_scan_sequential, None),
     ],
-    "ssd_step": [("reference", reference.ssd_step, None)],
+    "ssd_step": [("cpu", cpu.ssd_step, cpu.refuse_ssd_step), ("reference", reference.ssd_step, None)],
     "causal_conv1d": [
         ("cpu", cpu.causal_conv1d, cpu.refuse_causal_conv1d),
         ("reference", reference.causal_conv1d, None),

@@ -16,7 +16,7 @@ def accumulation_dtype(x):
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def ssd_step(x, dt, A, B, C, D, state):
+def ssd_step(x, dt, A, B, C, D, state, *, rows=None):
     """Advance the Mamba-2 recurrence by one token; return its output and the new state.
 
     x      (batch, heads, head_dim)
@@ -24,8 +24,10 @@ def ssd_step(x, dt, A, B, C, D, state):
     A, D   (heads,)
     B, C   (batch, groups, state_size)
     state  (batch, heads, head_dim, state_size)
+    rows   (batch,) int64, which row of `state`, of any number, each row goes on from; None: its own
     """
     exact = accumulation_dtype(x)
+    state = state if rows is None else state.index_select(0, rows)
     per_group = x.shape[1] // B.shape[1]
     B, C = (v.to(exact).repeat_interleave(per_group, dim=1) for v in (B, C))
     x_exact, dt = x.to(exact), dt.to(exact)

@@ -68,10 +68,10 @@ class Mamba2Mixer(nn.Module):
         if length == 1:
             one = (t[:, 0] for t in (inner, dt, B, C))
             inner, dt, B, C = one
-            y, ssm = dispatch.run("ssd_step", inner, dt, A, B, C, self.D, state.ssm)
+            y, ssm = dispatch.run("ssd_step", inner, dt, A, B, C, self.D, state.ssm, rows=state.rows)
         else:
             # Under autocast too the recurrence sums in float32.
             with torch.autocast(x.device.type, enabled=False):
-                y, ssm = dispatch.run("ssd_scan", inner, dt, A, B, C, self.D, state=state.ssm)
+                y, ssm = dispatch.run("ssd_scan", inner, dt, A, B, C, self.D, state=state.gather())
         y = self.norm(y.reshape(batch, length, c.mamba_width), z)
         return self.out_proj(y), MambaState(conv, ssm)

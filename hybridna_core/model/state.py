@@ -12,11 +12,19 @@ class MambaState(NamedTuple):
     """Mamba-2 layer: last inputs of the convolution and the recurrent state.
 
     conv  (batch, conv_kernel - 1, channels)
-    ssm   (batch, heads, head_dim, state_size), float32 or float64
+    ssm   (batch, heads, head_dim, state_size), float32 or float64; of any number of rows where `rows` says whose
+    rows  (batch,) int64, the row of `ssm` that is each row's; None: its own
+
+    Beams choose their parents at every token: the next token reads each parent's state where it lies.
     """
 
     conv: torch.Tensor
     ssm: torch.Tensor
+    rows: torch.Tensor | None = None
+
+    def gather(self):
+        """Return the recurrent state of each row, (batch, heads, head_dim, state_size)."""
+        return self.ssm if self.rows is None else self.ssm.index_select(0, self.rows)
 
 
 class AttentionState(NamedTuple):
@@ -71,7 +79,7 @@ class ModelState(NamedTuple):
         Keys and values only ever grow into new tensors, so for them the snapshot is free.
         """
         copied = [
-            MambaState(layer.conv.clone(), layer.ssm.clone()) if isinstance(layer, MambaState) else layer
+            MambaState(layer.conv.clone(), layer.gather().clone()) if isinstance(layer, MambaState) else layer
             for layer in self.layers
         ]
         return ModelState(tuple(copied), self.length)
@@ -104,8 +112,10 @@ def bytes_per_row(config, length, item_bytes=4):
 
 
 def _repeat(layer, n):
+    if n == 1 and (isinstance(layer, MambaState) or layer.keys.shape[0] > 1):
+        return layer
     if isinstance(layer, MambaState):
-        return MambaState(*(t.repeat_interleave(n, dim=0) for t in layer))
+        return _select(layer, torch.arange(layer.conv.shape[0], device=layer.conv.device).repeat_interleave(n))
     if layer.keys.shape[0] > 1:
         keys, values = (t.repeat_interleave(n, dim=0) for t in layer[:2])
         return layer._replace(keys=keys, values=values)
@@ -119,6 +129,6 @@ def _repeat(layer, n):
 
 def _select(layer, rows):
     if isinstance(layer, MambaState):
-        return MambaState(*(t.index_select(0, rows) for t in layer))
+        return MambaState(layer.conv.index_select(0, rows), layer.ssm, rows if layer.rows is None else layer.rows[rows])
     keys, values = (t.index_select(0, rows) for t in layer[:2])
     return layer._replace(keys=keys, values=values)

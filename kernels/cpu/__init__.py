@@ -43,6 +43,17 @@ def ssd_scan(x, dt, A, B, C, D, *, state=None, chunk_size=64):
     return forward.scan(x, dt, A, B, C, D, state)
 
 
+def refuse_ssd_step(args, kwargs):
+    if training.wanted(*args):
+        return "no backward"
+    return "heads do not divide into groups" if args[0].shape[1] % args[3].shape[1] else refuse(*args)
+
+
+def ssd_step(x, dt, A, B, C, D, state, *, rows=None):
+    """Advance the Mamba-2 recurrence by one token; shapes as in `reference.ssd_step`."""
+    return forward.step(x, dt, A, B, C, D, state, rows)
+
+
 def refuse_causal_conv1d(args, kwargs):
     x, weight, bias = args
     if weight.shape[1] > LARGEST_CONV:

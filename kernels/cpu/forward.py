@@ -33,6 +33,21 @@ def scan(x, dt, A, B, C, D, state, kept=None):
     return y, after
 
 
+def step(x, dt, A, B, C, D, state, rows):
+    """Run ssd_step without autograd."""
+    batch, heads, head_dim = x.shape
+    groups, size = B.shape[1:]
+    x, B, C = (dense(t) for t in (x, B, C))
+    A, D, state, rows = (contiguous(t) for t in (A, D, state, rows))
+    y, after = x.new_empty(batch, heads, head_dim), x.new_empty(batch, heads, head_dim, size)
+    build.library()[0].hybridna_ssd_step(
+        *strided(x, 2), *strided(dt, 2), address(A), *strided(B, 2), *strided(C, 2), address(D), address(state),
+        address(rows), address(y), address(after), *(integer(n) for n in (batch, heads, head_dim, groups, size)),
+        threads(),
+    )  # fmt: skip
+    return y, after
+
+
 def convolution(x, weight, bias, state):
     """Return the outputs of causal_conv1d, without autograd."""
     batch, length, channels = x.shape

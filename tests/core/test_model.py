@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hybridna_core.config import PRESETS, ModelConfig, preset
 from hybridna_core.model.hybrid import HybridLM, count_parameters, flops_per_token
 from hybridna_core.model.likelihood import read
-from hybridna_core.model.state import ModelState, bytes_per_row
+from hybridna_core.model.state import MambaState, ModelState, bytes_per_row
 
 CONFIG = ModelConfig(
     hidden_size=32, intermediate_size=48, layer_types=("mamba", "attention", "mamba"), num_attention_heads=4,
@@ -97,9 +97,25 @@ def test_repeat_of_several_rows_keeps_them_adjacent(model):
 def test_a_shared_prefix_is_stored_once(model):
     _, state = model(tokens_of(1, 200))
     grown = state.repeat(50)
-    mamba_only = sum(t.nbytes for layer in state.layers if hasattr(layer, "ssm") for t in layer)
-    keys = state.nbytes - mamba_only
-    assert grown.nbytes == 50 * mamba_only + keys
+    mamba = [layer for layer in state.layers if isinstance(layer, MambaState)]
+    # Of 49 more rows each layer keeps the convolution's inputs, and of all 50 whose recurrent state is theirs.
+    assert grown.nbytes == state.nbytes + sum(49 * layer.conv.nbytes + 50 * 8 for layer in mamba)
+    assert all(new.ssm is old.ssm for new, old in zip(grown.layers, state.layers, strict=True) if hasattr(new, "ssm"))
+    _, after = model(tokens_of(50, 1), grown)
+    assert after.nbytes > 50 * sum(layer.ssm.nbytes for layer in mamba)
+
+
+def test_rows_chosen_over_and_over_are_those_chosen_at_once(model):
+    _, state = model(tokens_of(4, 30))
+    first, second = torch.tensor([3, 3, 0, 1, 2]), torch.tensor([4, 0, 0, 2])
+    more = tokens_of(4, 5)
+    found, last = model(more, state.select(first).select(second))
+    due, due_last = model(more, state.select(first[second]))
+    assert torch.equal(found, due)
+    assert all(torch.equal(a, b) for a, b in zip(last.layers[0][:2], due_last.layers[0][:2], strict=True))
+    assert torch.equal(state.select(first).snapshot().layers[0].ssm, state.layers[0].ssm[first])
+    with pytest.raises(IndexError):
+        state.select(torch.tensor([4]))
 
 
 def test_bytes_per_row_counts_the_state_itself():

@@ -13,6 +13,7 @@ from hybridna_kernels.cpu import build
 LENGTHS = [1, 2, 63, 64, 65, 257, 1000]
 PLAIN = {
     "ssd_scan": reference.ssd_scan,
+    "ssd_step": reference.ssd_step,
     "causal_conv1d": reference.causal_conv1d,
     "gated_rms_norm": reference.gated_rms_norm,
     "attention": reference.attention,
@@ -60,7 +61,7 @@ def single(value):
         return {k: single(v) for k, v in value.items()}
     if isinstance(value, tuple):
         return tuple(single(v) for v in value)
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
     if value.ndim < 3:
         return value.float()
@@ -107,6 +108,56 @@ def test_scan_of_any_shape(heads, head_dim, size, filled_with_nan):
     dt = torch.nn.functional.softplus(normal(2, 130, heads) - 2)
     args = normal(2, 130, heads, head_dim), dt, -normal(heads).exp(), normal(2, 130, 1, size), normal(2, 130, 1, size)
     agree("ssd_scan", (*args, normal(heads)), {"state": normal(2, heads, head_dim, size)})
+
+
+def draw_step(batch, heads, head_dim, groups, size, parents, seed=0):
+    """Draw inputs of ssd_step for rows that go on from others; return (args, kwargs)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x, B, C = normal(batch, heads, head_dim), normal(batch, groups, size), normal(batch, groups, size)
+    dt = torch.nn.functional.softplus(normal(batch, heads) - 2)
+    state = normal(batch if parents is None else parents, heads, head_dim, size)
+    rows = None if parents is None else torch.randint(parents, (batch,), generator=generator)
+    return (x, dt, -normal(heads).exp(), B, C, normal(heads), state), {"rows": rows}
+
+
+@compiled
+@pytest.mark.parametrize("parents", [None, 1, 3, 40])
+@pytest.mark.parametrize(
+    "shape", [(9, 4, 64, 1, 64), (1, 4, 16, 2, 32), (5, 3, 5, 1, 7), (2, 1, 1, 1, 1), (3, 6, 70, 3, 18)]
+)
+def test_step_goes_on_from_any_row(shape, parents, filled_with_nan):
+    agree("ssd_step", *draw_step(*shape, parents))
+
+
+@compiled
+def test_step_past_the_caches(filled_with_nan):
+    # So large a state is written around the caches.
+    args, kwargs = draw_step(300, 2, 64, 1, 64, 300)
+    assert args[-1].numel() >= 2**21
+    agree("ssd_step", args, kwargs)
+
+
+@compiled
+def test_step_reads_its_parents_and_leaves_them_alone():
+    args, kwargs = single(draw_step(6, 2, 8, 1, 16, 3))
+    before = args[-1].clone()
+    y, after = cpu.ssd_step(*args, **kwargs)
+    assert torch.equal(args[-1], before)
+    gathered = (*args[:-1], before[kwargs["rows"]])
+    for found, due in zip(cpu.ssd_step(*gathered), (y, after), strict=True):
+        assert torch.equal(found, due)
+
+
+def test_step_with_gradients_is_left_to_torch():
+    args, kwargs = draw_step(2, 2, 4, 1, 4, None)
+    args = tuple(t.float().requires_grad_() for t in args)
+    assert cpu.refuse_ssd_step(args, kwargs) == "no backward"
+    dispatch.run("ssd_step", *args)[0].sum().backward()
+    assert all(t.grad is not None for t in args)
 
 
 @compiled
@@ -189,7 +240,7 @@ def test_bits_depend_neither_on_threads_nor_on_other_rows(op, threads):
     for number in (1, 2, 3, 16):
         threads(number)
         runs.append(parity._outputs(getattr(cpu, op), args, kwargs))
-    row = [t[3:4] if isinstance(t, torch.Tensor) and t.ndim > 2 else t for t in args]
+    row = [t[3:4] if isinstance(t, torch.Tensor) and t.ndim > 1 and len(t) == 5 else t for t in args]
     own = {k: v[3:4] for k, v in kwargs.items() if v is not None}
     alone = parity._outputs(getattr(cpu, op), row, own)
     for i, out in enumerate(runs[0]):
