@@ -22,7 +22,7 @@ from hybridna_core.commands import score_variants as module
 from hybridna_core.commands.score_variants import score_variants
 from hybridna_core.data.inputs import read_chunks
 from hybridna_core.data.variants import REASONS, SCORED
-from hybridna_core.errors import DataError, GuardError, HybriDNAError, UsageError
+from hybridna_core.errors import DataError, GuardError, UsageError
 from hybridna_core.score_fields import spell_number
 from hybridna_core.scoring import make_plan
 from hybridna_core.skipped import MEANINGS
@@ -707,52 +707,3 @@ def test_real_variants_are_all_accounted_for(shared_data, model, vcf, fasta, cou
     before = [line.split(b"\t")[:7] for line in b"".join(read_chunks(path)).splitlines() if line[:1] != b"#"]
     after = [line.split(b"\t")[:7] for line in b"".join(read_chunks("out.vcf.gz")).splitlines() if line[:1] != b"#"]
     assert before == after
-
-
-def test_edge_cases_of_other_projects(shared_data, model, monkeypatch):
-    """Each file against a genome of its own alleles: clean outcomes only, alleles in = scored + reasons."""
-    # What the network says is of no matter here, and 30,000 passes would take minutes.
-    quarter = math.log(1 / 4)
-    monkeypatch.setattr(scoring, "read", lambda model, tokens, _: (tokens.double().fill_(quarter), None))
-    outcomes = {"scored": 0, "nothing to score": 0, "refused": 0}
-    for path in sorted((shared_data / "edge_vcf").rglob("*")):
-        if not path.is_file() or path.name.endswith((".tbi", ".csi", ".idx", ".gzi")) or path.stat().st_size > 200_000:
-            continue
-        try:
-            invent_genome(path, "edge.fa")
-            summary = score_variants(str(path), "edge.fa", "out.vcf", model=model, window=8, force=True, replace=True)
-        except HybriDNAError as error:
-            assert error.exit_code in (2, 3, 5), path
-            outcomes["refused"] += 1
-            continue
-        assert summary.alleles == sum(summary.statuses.values()), path
-        assert set(summary.statuses) <= {*SCORED, *REASONS}, path
-        assert opens("out.vcf") or not opens(path), path
-        outcomes["scored" if summary.scored else "nothing to score"] += 1
-    assert outcomes["scored"] > 400 and outcomes["refused"] > 20
-
-
-def opens(path):
-    """Tell whether pysam reads the header of a file."""
-    try:
-        pysam.VariantFile(str(path)).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def invent_genome(path, fasta):
-    """Write a FASTA whose contigs hold a VCF's REF alleles where they stand, and random bases elsewhere."""
-    contigs, rng = {}, random.Random(1)
-    for line in b"".join(read_chunks(str(path))).decode("latin-1").splitlines():
-        columns = line.split("\t")
-        if line.startswith("#") or len(columns) < 8 or not re.fullmatch("[1-9][0-9]{0,5}", columns[1]):
-            continue
-        start, ref = int(columns[1]) - 1, columns[3].upper()
-        if re.fullmatch("[ACGTN]+", ref):
-            text = contigs.setdefault(columns[0], [])
-            text.extend(rng.choice("ACGT") for _ in range(start + len(ref) + 50 - len(text)))
-            text[start : start + len(ref)] = ref
-    good = {name: text for name, text in contigs.items() if re.fullmatch(r"[\w.:*-]+", name)} or {"x": ["A"] * 50}
-    Path(fasta).write_text("".join(f">{name}\n{''.join(text)}\n" for name, text in good.items()))
-    Path(f"{fasta}.fai").unlink(missing_ok=True)
