@@ -53,6 +53,11 @@ FIELDS = {
     "ST": Field("String", "status", "status", "ok, swapped (the genome holds ALT), or why the allele has no score"),
     "FWD": Field("Float", "fwd", "forward", "{prefix}LLR of the direction + alone"),
     "REV": Field("Float", "rev", "reverse", "{prefix}LLR of the direction - alone"),
+    "DIST": Field(
+        "Float", "dist", "distance",
+        "{Distance} distance of the embeddings of reference and alternative, each the mean of the hidden vectors of "
+        "all bases read, mean of both reading directions",
+    ),
 }  # fmt: skip
 BASIC_FIELDS = ("LLR", "EDGE", "ST")
 # FORMAT fields, one value for each haplotype of a call.
@@ -62,12 +67,12 @@ HAPLOTYPE_FIELDS = {
     "EPI": "{prefix}HAP minus the sum of the same alternatives alone, counted over the same bases",
 }
 # Further fields that an earlier run may have left, wrong beside new scores.
-OTHER_FIELDS = ("DIST", "PCT", "PHRED")
+OTHER_FIELDS = ("PCT", "PHRED")
 
 
-def choose_fields(per_strand=False):
+def choose_fields(per_strand=False, embedding_distance=None):
     """Return the keys of FIELDS that a run writes, in order."""
-    return (*BASIC_FIELDS, *["FWD", "REV"] * per_strand)
+    return (*BASIC_FIELDS, *["FWD", "REV"] * per_strand, *["DIST"] * (embedding_distance is not None))
 
 
 def check_fields(header, prefix, fields, replace, path, haplotypes=False):
@@ -94,11 +99,8 @@ def strip_header(header, prefix):
     return header.without(is_stale)
 
 
-def describe(header, genome, renames, model, plan, prefix, fields, no_version, used, options, haplotypes=None):
-    """Header lines that are added: missing contigs, our fields (keys of FIELDS), how the numbers came about.
-
-    haplotypes  rule by which they were made, None where they are not scored
-    """
+def describe(header, genome, renames, model, plan, prefix, fields, facts, no_version, used, options):
+    """Header lines that are added: missing contigs, our fields (keys of FIELDS), how the numbers came about."""
     back = {new: old for old, new in renames.items()}
     declared = header.contigs
     lines = []
@@ -108,9 +110,9 @@ def describe(header, genome, renames, model, plan, prefix, fields, no_version, u
             lines.append(f"##contig=<ID={name},length={length}>")
     source = 'Source="hybridna"' if no_version else f'Source="hybridna",Version="{version()}"'
     for name in fields:
-        text = FIELDS[name].text.format(horizon=plan.horizon, prefix=prefix)
+        text = FIELDS[name].text.format(horizon=plan.horizon, prefix=prefix, **facts)
         lines.append(f'##INFO=<ID={prefix}{name},Number=A,Type={FIELDS[name].kind},Description="{text}",{source}>')
-    for name, text in HAPLOTYPE_FIELDS.items() if haplotypes is not None else ():
+    for name, text in HAPLOTYPE_FIELDS.items() if "Haplotypes" in facts else ():
         text = text.format(horizon=plan.horizon, prefix=prefix)
         lines.append(f'##FORMAT=<ID={prefix}{name},Number=.,Type=Float,Description="{text}",{source}>')
     if no_version:
@@ -119,17 +121,17 @@ def describe(header, genome, renames, model, plan, prefix, fields, no_version, u
     run = next(name for name in itertools.chain(["run"], (f"run{i}" for i in itertools.count(2))) if name not in taken)
     return [
         *lines,
-        spell_run(genome, model, plan, used, prefix, run, haplotypes),
+        spell_run(genome, model, plan, used, facts, prefix, run),
         f"##hybridna_score_variantsCommand={options}",
     ]
 
 
-def spell_run(genome, model, plan, used, prefix=None, run="run", haplotypes=None):
+def spell_run(genome, model, plan, used, facts=None, prefix=None, run="run"):
     """Spell the header line that says how the numbers came about.
 
-    used        contigs whose digest is given
-    prefix      of the fields' names, where there are fields
-    haplotypes  rule by which they were made, where they are scored
+    used    contigs whose digest is given
+    facts   further ones, of what not every run does
+    prefix  of the fields' names, where there are fields
     """
     facts = {
         "Version": version(), **({} if prefix is None else {"Prefix": prefix}), "Model": model.name,
@@ -137,10 +139,9 @@ def spell_run(genome, model, plan, used, prefix=None, run="run", haplotypes=None
         "StartToken": "no" if model.config.bos_token_id is None else "yes", "Window": plan.window,
         "Horizon": plan.horizon, "Stride": plan.stride, "Strands": "both",
         "Reduction": "sum over the horizon, mean of the strands", "Unit": "nats",
-        **({} if haplotypes is None else {"Haplotypes": haplotypes}),
         "Precision": str(model.dtype).removeprefix("torch."), "Backend": spell_backends(model),
         "Reference": os.path.basename(genome.path),
-        "ReferenceMD5": " ".join(f"{name}:{genome.digest(name)}" for name in used),
+        "ReferenceMD5": " ".join(f"{name}:{genome.digest(name)}" for name in used), **(facts or {}),
     }  # fmt: skip
     pairs = ",".join(f"{key}={value if isinstance(value, int) else quote(value)}" for key, value in facts.items())
     return f"##hybridna=<ID={run},{pairs}>"

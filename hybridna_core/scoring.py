@@ -18,11 +18,12 @@ import torch
 
 from hybridna_core.checkpoint import is_own_folder, read_description, resolve_folder
 from hybridna_core.data.variants import Haplotype, Piece, compare
-from hybridna_core.errors import GuardError, UsageError
+from hybridna_core.errors import GuardError, UsageError, nearest
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import N
 
 DEFAULT_WINDOW = 8192
+DISTANCES = ("cosine", "l2")
 
 
 class Score(NamedTuple):
@@ -31,6 +32,7 @@ class Score(NamedTuple):
     llr, forward, reverse  nats: mean of the strands, `+`, `-`
     is_edge                a contig end shortened what was read
     has_unknown            what was read held unknown bases
+    distance               of the pooled hidden vectors of reference and alternative, mean of the strands
     """
 
     status: str
@@ -39,6 +41,7 @@ class Score(NamedTuple):
     forward: float | None = None
     reverse: float | None = None
     has_unknown: bool = False
+    distance: float | None = None
 
 
 class Plan(NamedTuple):
@@ -64,6 +67,14 @@ def make_plan(config, window, horizon, stride):
     return Plan(window, horizon, stride)
 
 
+def check_distance(distance):
+    """Raise UsageError for a distance that does not exist."""
+    if distance not in (None, *DISTANCES):
+        close = nearest(distance, DISTANCES)
+        hint = f"did you mean {close}?" if close else None
+        raise UsageError(f"is {distance!r}, must be {' or '.join(DISTANCES)}", where="--embedding-distance", hint=hint)
+
+
 def is_name(model):
     return isinstance(model, str | os.PathLike)
 
@@ -87,7 +98,8 @@ def read_config(model):
 class Scorer:
     """Scores alleles; alleles of one place and neighbours share what is read of the reference.
 
-    tokens  read so far
+    distance  one of DISTANCES, to measure how far the embeddings of the two alleles lie apart, too
+    tokens    read so far
 
     What is read together is laid out by the place alone, one row per pass, so that a score depends on nothing but its
     variant. Without a model nothing is read but all is counted, and scores are 0.
@@ -95,8 +107,8 @@ class Scorer:
 
     KEPT = 4
 
-    def __init__(self, model, genome, plan, config=None):
-        self.model, self.genome, self.plan, self.tokens = model, genome, plan, 0
+    def __init__(self, model, genome, plan, config=None, distance=None):
+        self.model, self.genome, self.plan, self.distance, self.tokens = model, genome, plan, distance, 0
         bos = (config or model.config).bos_token_id
         self.opening = np.array([] if bos is None else [bos], dtype=np.int64)
         self.passes = collections.OrderedDict()
@@ -109,23 +121,35 @@ class Scorer:
         status, comparisons = compare(variant, self.genome, *self.plan)
         if status != "ok":
             return Score(status)
-        values = {c.strand: variant.sign * self.compare(variant.contig, c) for c in comparisons}
+        found = {c.strand: self._compare(variant.contig, c) for c in comparisons}
+        values = {strand: variant.sign * value for strand, (value, _) in found.items()}
         llr = math.fsum(values.values()) / len(values)
-        if not math.isfinite(llr):
+        distance = None
+        if self.distance is not None:
+            distance = math.fsum(apart for _, apart in found.values()) / len(found)
+        if not math.isfinite(llr) or not math.isfinite(distance or 0):
             where = f"{variant.contig}:{variant.start + 1}"
             raise GuardError("the model gives no finite number", where=where, hint="hybridna models check FOLDER")
         is_edge = len(values) < 2 or any(c.is_short for c in comparisons)
         has_unknown = any(c.unknown_share > 0 for c in comparisons)
-        return Score(allele.status, llr, is_edge, values.get("+"), values.get("-"), has_unknown)
+        return Score(allele.status, llr, is_edge, values.get("+"), values.get("-"), has_unknown, distance)
 
     def compare(self, contig, comparison, plan=None):
         """Return log P(alternative) - log P(reference) in one direction, nats. plan: of the reading if not the own"""
+        return self._compare(contig, comparison, plan)[0]
+
+    def _compare(self, contig, comparison, plan=None):
+        """Return the difference in one direction, nats, and the distance of the embeddings if there is to be one."""
         shared = self._find_pass(contig, comparison.strand, comparison.start, plan or self.plan)
         change = comparison.change - comparison.start
-        reference = shared.read_reference(change, change + len(comparison.reference))
-        alternative = shared.read_alternative(change, comparison.alternative)
+        end = change + len(comparison.reference)
+        reference = shared.read_reference(change, end)
+        alternative, vectors = shared.read_alternative(change, comparison.alternative)
         # Subtracted base by base first: sums over thousands of bases would drown the difference.
-        return float(np.sum(alternative[comparison.alternative != N] - reference[comparison.reference != N]))
+        value = float(np.sum(alternative[comparison.alternative != N] - reference[comparison.reference != N]))
+        if self.distance is None:
+            return value, None
+        return value, measure(shared.vectors[:change], shared.vectors[change:end], vectors, self.distance)
 
     def _find_pass(self, *place):
         """Return the pass that begins at (contig, strand, start, plan), one of the last used or a new one."""
@@ -137,20 +161,45 @@ class Scorer:
         return self.passes[place]
 
     def _read(self, tokens, reading):
-        """Read tokens (n,) after a Reading; return their log-probabilities (n,), nats, and the Reading after."""
+        """Read tokens (n,) after a Reading.
+
+        returns  log-probabilities (n,), nats; hidden vectors (n, hidden_size), or (n, 0) where no distance asks for
+                 them; the Reading after
+        """
         self.tokens += len(tokens)
+        vectors = None if self.distance is None else []
         if self.model is None:
-            return np.zeros(len(tokens)), None
+            return np.zeros(len(tokens)), np.zeros((len(tokens), 0)), None
         row = torch.from_numpy(tokens.astype(np.int64))[None].to(self.model.device)
-        log_probs, reading = read(self.model, row, reading)
-        return log_probs[0].cpu().numpy(), reading
+        log_probs, reading = read(self.model, row, reading, vectors=vectors)
+        hidden = torch.cat(vectors, dim=1)[0].float().cpu().numpy() if vectors else np.zeros((len(tokens), 0))
+        return log_probs[0].cpu().numpy(), hidden, reading
+
+
+def measure(prefix, reference, alternative, distance):
+    """Return the distance of two alleles' embeddings: the mean vector of prefix and what follows, for each of them.
+
+    prefix, reference, alternative  (n, hidden_size), of each token of the prefix and of either suffix
+    distance                        "cosine", 1 - cosine of the angle; "l2", the length of the difference
+    """
+    before = prefix.sum(axis=0, dtype=np.float64)
+    a, b = (
+        (before + suffix.sum(axis=0, dtype=np.float64)) / (len(prefix) + len(suffix))
+        for suffix in (reference, alternative)
+    )
+    if distance == "l2":
+        return float(np.linalg.norm(a - b))
+    # Half the squared distance of unit vectors: 1 - a.b would lose the digits of a small angle.
+    with np.errstate(invalid="ignore"):
+        apart = a / np.linalg.norm(a) - b / np.linalg.norm(b)
+    return float(apart @ apart / 2)
 
 
 class ReferencePass:
     """The reference read once from one place on, as far as is asked for, with snapshots to go on from.
 
     start    where it begins, counted from where reading begins; offsets count from there
-    read     tokens, Reading -> log-probabilities, Reading
+    read     tokens, Reading -> log-probabilities, hidden vectors, Reading
 
     Changes lie `first` to `last` bases after the start: the stride moves the start by less than itself, and only at
     the contig's very end may they lie anywhere before. The pieces that are read end at fixed offsets, so that the
@@ -168,7 +217,7 @@ class ReferencePass:
         else:
             snapshots = (end for end in range(self.first, self.last + 1, self.step) if end > 0)
             self.ends = itertools.chain(snapshots, itertools.count(plan.window, self.step))
-        self.log_probs, self.reading = np.zeros(0), None
+        self.log_probs, self.vectors, self.reading = np.zeros(0), None, None
         # Offset -> Reading; before the first token there is none.
         self.snapshots = {0: None}
 
@@ -179,14 +228,14 @@ class ReferencePass:
         return self.log_probs[start:end]
 
     def read_alternative(self, change, ids):
-        """Return the log-probability of each base of an allele that the reference gives way to at an offset, nats.
+        """Return log-probability, nats, and hidden vector of each base of an allele that the reference gives way to.
 
-        The reference must have been read beyond that offset.
+        change  offset where it does. The reference must have been read beyond that offset.
         """
         nearest = max(offset for offset in self.snapshots if offset <= change)
         tokens = np.concatenate([self._tokens(nearest, change), ids])
-        log_probs, _ = self.read(tokens, self.snapshots[nearest])
-        return log_probs[len(tokens) - len(ids) :]
+        log_probs, vectors, _ = self.read(tokens, self.snapshots[nearest])
+        return log_probs[len(tokens) - len(ids) :], vectors[len(tokens) - len(ids) :]
 
     def _tokens(self, start, end):
         """Tokens of the reference between two offsets, after the start token if they begin at 0."""
@@ -195,8 +244,11 @@ class ReferencePass:
 
     def _extend(self, end):
         done = len(self.log_probs)
-        log_probs, self.reading = self.read(self._tokens(done, end), self.reading)
+        log_probs, vectors, self.reading = self.read(self._tokens(done, end), self.reading)
         self.log_probs = np.concatenate([self.log_probs, log_probs[done - end :]])
+        # The start token is no part of an embedding.
+        vectors = vectors[done - end :]
+        self.vectors = vectors if self.vectors is None else np.concatenate([self.vectors, vectors])
         if end <= self.last:
             self._keep(end)
 
@@ -221,7 +273,7 @@ def lay_out(plan, length):
     return max(last - plan.stride + 1, 0), last, max(64, min(last, length) // 16)
 
 
-def estimate(config, plan, tokens, device, dtype):
+def estimate(config, plan, tokens, device, dtype, distance=None):
     """Return bytes of memory and seconds that reading so many tokens takes; a layer of each kind is timed."""
     from hybridna_core.checkpoint import choose_device, choose_dtype
     from hybridna_core.model.hybrid import count_parameters
@@ -232,6 +284,7 @@ def estimate(config, plan, tokens, device, dtype):
     # Each pass holds the keys of a window once and a few snapshots; an alternative adds a row of its own.
     held = Scorer.KEPT * (1 + (last - first) // step) * bytes_per_row(config, 0, item)
     held += (Scorer.KEPT + 1) * bytes_per_row(config, plan.window, item)
+    held += 0 if distance is None else 4 * (Scorer.KEPT + 1) * plan.window * config.hidden_size
     seconds = tokens * seconds_per_token(config, choose_device(device), choose_dtype(dtype))
     return count_parameters(config) * item + held, seconds
 

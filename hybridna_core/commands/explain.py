@@ -76,6 +76,8 @@ def spell_meaning(path, run, names):
         "EDGE": "1: a contig's end shortened what was read, so the score rests on less",
         "ST": "ok; swapped: the genome holds ALT, and the sign is that of the record; else why there is no score",
         "FWD": "the direction left to right alone", "REV": "the direction right to left alone",
+        "DIST": f"{run.get('Distance')} distance of the two alleles' embeddings, 0 for equal ones; each is the mean of "
+        "the model's last hidden vectors over all bases read, and the two directions are averaged",
     }  # fmt: skip
     for key, text in texts.items():
         if key in names:

@@ -37,7 +37,7 @@ from hybridna_core.score_fields import (
     strip_header,
     strip_samples,
 )
-from hybridna_core.scoring import Scorer, estimate, is_name, make_plan, name_model, read_config
+from hybridna_core.scoring import Scorer, check_distance, estimate, is_name, make_plan, name_model, read_config
 from hybridna_core.skipped import SkippedTable, read_statuses
 
 GUARD_RECORDS, GUARD_SHARE, GUARD_LEAST = 1000, 0.05, 20
@@ -79,9 +79,10 @@ class Summary(NamedTuple):
 def score_variants(
     vcf, fasta_ref, output="-", *, model="base", window=None, horizon=None, stride=1, per_strand=False,
     output_type=None, write_index=False, regions=None, regions_file=None, check_ref="w", rename_chrs=None,
-    info_prefix="HD_", replace=False, skipped=None, strict=False, fail_on=None, no_version=False, force=False,
-    device="auto", dtype="float32", dry_run=False, rebuild_index=False, other_letters=None, rna=False,
-    allow_missing_eof=False, allow_nonfinite=False, haplotypes=False, phase="r", progress=None,
+    embedding_distance=None, info_prefix="HD_", replace=False, skipped=None, strict=False, fail_on=None,
+    no_version=False, force=False, device="auto", dtype="float32", dry_run=False, rebuild_index=False,
+    other_letters=None, rna=False, allow_missing_eof=False, allow_nonfinite=False, haplotypes=False, phase="r",
+    progress=None,
 ):  # fmt: skip
     """Score every alternative allele of a VCF or BCF and write the same records with the scores; return a Summary.
 
@@ -93,6 +94,7 @@ def score_variants(
     horizon        known bases counted from the first changed base on; half the window when None
     stride         prefixes begin at multiples of it
     per_strand     write HD_FWD and HD_REV, too
+    embedding_distance  "cosine" or "l2": write HD_DIST, the distance of the two alleles' embeddings, too
     regions        `chr:beg-end`, 1-based inclusive, comma-separated or a list; regions_file: a table or BED of them
     check_ref      where REF is not what the genome has: e stop, w mark, x mark as excluded, s swap where ALT fits
     rename_chrs    table of contig names, old and new, for records named otherwise than the genome
@@ -111,13 +113,15 @@ def score_variants(
     kind = check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, info_prefix, force, dry_run)
     check_rule(haplotypes, phase, kind, check_ref)
     failing = read_statuses(fail_on)
+    check_distance(embedding_distance)
     if skipped is not None and not dry_run:
         check_skipped(skipped, output, (vcf, fasta_ref, rename_chrs), force)
     config = read_config(model)
     plan = make_plan(config, window, horizon, stride)
     renames = read_renames(rename_chrs) if rename_chrs is not None else {}
     wanted = read_regions(regions, regions_file)
-    fields, tally = choose_fields(per_strand), Tally()
+    fields, tally = choose_fields(per_strand, embedding_distance), Tally()
+    facts = {} if embedding_distance is None else {"Distance": embedding_distance}
     with (
         open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome,
         VcfReader(vcf, regions=wanted, allow_missing_eof=allow_missing_eof) as reader,
@@ -140,15 +144,18 @@ def score_variants(
         if dry_run:
             scorer = Scorer(None, genome, plan, config)
             score_records(records, scorer, (), tally, joint=joint, progress=progress)
-            memory, seconds = estimate(config, plan, scorer.tokens, device, dtype)
+            memory, seconds = estimate(config, plan, scorer.tokens, device, dtype, embedding_distance)
             return summarise(tally, plan, name_model(model), None, start, joint)._replace(
                 tokens=scorer.tokens, memory=f"about {spell_bytes(memory)}", time=f"about {seconds:,.0f} s"
             )
         if is_name(model):
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
         used = contigs_in_use(ahead, is_whole, reader.header, genome, renames)
-        options = spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, info_prefix, per_strand, joint)
-        scorer = Scorer(model, genome, plan)
+        asked = {"rename_chrs": rename_chrs, "embedding_distance": embedding_distance, "info_prefix": info_prefix}
+        options = spell_options(vcf, fasta_ref, model, plan, check_ref, per_strand, joint, asked)
+        if joint is not None:
+            facts["Haplotypes"] = joint.rule
+        scorer = Scorer(model, genome, plan, distance=embedding_distance)
         with contextlib.ExitStack() as stack:
             index = None
             if write_index:
@@ -159,26 +166,15 @@ def score_variants(
                 aside = stack.enter_context(open_output(skipped, force))
                 left_out = stack.enter_context(SkippedTable(aside, genome, renames, is_bgzip_name(skipped)))
             if kind == "t":
-                run_line = spell_run(genome, model, plan, used)
+                run_line = spell_run(genome, model, plan, used, facts)
                 lines = [] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"]
                 writer = ScoreTable(handle, lines, fields=fields, with_id=True, is_bgzf=is_bgzip_name(output))
             else:
                 header = strip_header(reader.header, info_prefix) if replace else reader.header
-                header = header.extended(
-                    describe(
-                        header,
-                        genome,
-                        renames,
-                        model,
-                        plan,
-                        info_prefix,
-                        fields,
-                        no_version,
-                        used,
-                        options,
-                        joint and joint.rule,
-                    )
+                lines = describe(
+                    header, genome, renames, model, plan, info_prefix, fields, facts, no_version, used, options
                 )
+                header = header.extended(lines)
                 writer = ScoredVcf(handle, kind, header, prefix=info_prefix, fields=fields, replace=replace, path=vcf)
             with writer:
                 order = Order(vcf, "bcftools sort first") if write_index else None
@@ -388,11 +384,12 @@ def contigs_in_use(ahead, is_whole, header, genome, renames):
     return [name for name in genome.contigs if name in found]
 
 
-def spell_options(vcf, fasta_ref, model, plan, check_ref, rename_chrs, prefix, per_strand, joint=None):
-    """Spell the command line, of what decides the numbers: no threads, no output, no date."""
+def spell_options(vcf, fasta_ref, model, plan, check_ref, per_strand, joint, asked):
+    """Spell the command line, of what decides the numbers: no threads, no output, no date. asked: other options"""
     words = ["score-variants", "--fasta-ref", fasta_ref, "--model", model.name, "--window", plan.window]
     words += ["--horizon", plan.horizon, "--stride", plan.stride, "--check-ref", check_ref]
-    words += ["--rename-chrs", rename_chrs] if rename_chrs is not None else []
-    words += ["--info-prefix", prefix, *(["--per-strand"] if per_strand else [])]
+    for option, value in asked.items():
+        words += [] if value is None else [f"--{option.replace('_', '-')}", value]
+    words += ["--per-strand"] * per_strand
     words += [*(["--haplotypes", "--phase", joint.phase] if joint is not None else []), vcf]
     return one_line(shlex.join(str(word) for word in words))

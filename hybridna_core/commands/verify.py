@@ -16,9 +16,10 @@ from hybridna_core.data.variants import read_alleles
 from hybridna_core.data.vcf import VcfReader
 from hybridna_core.errors import DataError, ModelError, UsageError
 from hybridna_core.score_fields import FIELDS, read_runs
-from hybridna_core.scoring import Scorer, is_name, make_plan
+from hybridna_core.scoring import Scorer, check_distance, is_name, make_plan
 
 SEED_LIMIT = 2**64
+NATS = ("LLR", "FWD", "REV")
 
 
 class Summary(NamedTuple):
@@ -53,7 +54,8 @@ def verify(
     model        name, folder, or a loaded model; what the header names when None
     sample       scored alleles to compute again, drawn evenly from all
     seed         of the draw
-    tolerance    difference allowed, as a share of the score or in nats, whichever is more
+    tolerance    difference allowed, as a share of the score or in nats, whichever is more; ten times that share of a
+                 distance
     info_prefix  of the fields' names
     rename_chrs  the table that the file was scored with
 
@@ -76,7 +78,9 @@ def verify(
         check_reference(run, genome, {genome.resolve(record.contig, renames) for record, _ in drawn}, vcf)
         model = load_named(model, run, device, allow_nonfinite, vcf)
         plan = make_plan(model.config, *(int(run[key]) for key in ("Window", "Horizon", "Stride")))
-        scorer, largest, wrong = Scorer(model, genome, plan), 0.0, []
+        distance = run.get("Distance")
+        check_distance(distance)
+        scorer, largest, wrong = Scorer(model, genome, plan, distance=distance), 0.0, []
         for number, (record, index) in enumerate(drawn, start=1):
             check_ref = "s" if value_of(record, info_prefix, "ST", index) == "swapped" else "w"
             alleles = read_alleles(record, genome, path=vcf, renames=renames, check_ref=check_ref, horizon=plan.horizon)
@@ -185,7 +189,10 @@ def compare_score(record, index, found, prefix, tolerance):
         if number is None:
             return largest, f"{where} {prefix}{name} is {text}, now nothing"
         difference = abs(there - float(np.float32(number)))
-        largest = max(largest, difference)
-        if not difference <= tolerance * max(1.0, abs(number)):
+        if name in NATS:
+            largest = max(largest, difference)
+        # What is no sum of nats, such as a distance, has no natural size but its own, and fewer digits.
+        allowed = tolerance * max(1.0, abs(number)) if name in NATS else 10 * tolerance * abs(number)
+        if not difference <= allowed:
             return largest, f"{where} {prefix}{name} is {text}, now {np.float32(number)}"
     return largest, ""

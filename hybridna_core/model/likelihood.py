@@ -37,13 +37,14 @@ class Reading(NamedTuple):
 
 
 @torch.no_grad()
-def read(model, tokens, reading=None, *, renormalize=True, segment=None):
+def read(model, tokens, reading=None, *, renormalize=True, segment=None, vectors=None):
     """Read tokens and return the log-probability of each, given all before it, and where the pass stands after.
 
     tokens       (batch, n) int64
     reading      Reading of what comes before, None for the very start
     renormalize  over A, C, G, T; False: plain softmax over the whole vocabulary
     segment      tokens per pass, the model's own when None
+    vectors      list that takes the hidden vectors after the final norm, (batch, part, hidden_size) of each part
     returns      (batch, n) float64, nats, and a Reading
 
     NaN where there is no such probability: renormalised, at tokens other than A, C, G, T. A base with nothing
@@ -53,6 +54,8 @@ def read(model, tokens, reading=None, *, renormalize=True, segment=None):
     parts = []
     for part in tokens.split(segment or model.segment, dim=1):
         hidden, state = model(part, state)
+        if vectors is not None:
+            vectors.append(hidden)
         following = model.head(hidden)
         if logits is None:
             parts.append(_first(part[:, :1]))

@@ -229,7 +229,7 @@ def test_stride_and_horizon_are_other_scores(model):
 
 def test_reference_is_read_once_per_record(model, monkeypatch):
     counted = []
-    monkeypatch.setattr(scoring, "read", lambda *a: counted.append(a[1].shape[1]) or read(*a))
+    monkeypatch.setattr(scoring, "read", lambda *a, **k: counted.append(a[1].shape[1]) or read(*a, **k))
     read = hybridna_core.model.likelihood.read
     run(write(("chr1", 300, None, ",".join(b for b in "ACGT" if b != SEQUENCE[299]))), model)
     # Per direction one prefix with its start token, one reference and three alternatives.

@@ -155,8 +155,8 @@ def test_neighbours_share_what_is_read(model, genome):
     due = 6 * (1 + 128) + 3 * (40 * 64 + 7 + 4 * 28 + 21)
     for strand in "+-":
         scorer = Scorer(None, genome, plan, model.config)
-        kept = scorer.compare
-        scorer.compare = lambda contig, c, kept=kept, strand=strand: kept(contig, c) if c.strand == strand else 0.0
+        kept = scorer._compare
+        scorer._compare = lambda contig, c, kept=kept, strand=strand: kept(contig, c) if c.strand == strand else (0, 0)
         for start in places:
             for base in "ACGT".replace(CONTIGS["long"][start], ""):
                 scorer.score(snv("long", start, base))
