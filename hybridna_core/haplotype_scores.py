@@ -43,7 +43,7 @@ class Held:
     def __init__(self, record, alleles, scores, columns):
         self.record, self.alleles, self.scores, self.columns = record, alleles, scores, columns
         self.waiting, self.values, self.trimmed = 0, {}, {}
-        self.size = sum(map(len, record.columns))
+        self.size, self.reach = sum(map(len, record.columns)), reach(record)
 
 
 def score_jointly(scorer, variants, room):
@@ -156,30 +156,42 @@ class HaplotypeScorer:
 
     def _place(self, held):
         genotypes = held.columns.values(b"GT")
-        sets = None
         self.has_genotypes |= bool(genotypes)
+        # Thousands of samples have few different genotypes.
+        placed = {}
+        for text, count in collections.Counter(genotypes).items():
+            placed[text] = alleles, _ = self._read(held, text, count)
+            if alleles is None:
+                self._refuse(held, genotypes.index(text), text)
+        sets = None
         for sample, text in enumerate(genotypes):
-            call = read_call(text)
-            if call is None or max((a for a in call.alleles if a), default=0) > len(held.record.alts):
-                self.calls["bad"] += 1
+            alleles, has_phase = placed[text]
+            if not alleles:
                 continue
-            if None in call.alleles:
-                self.calls["missing"] += 1
-            if call.alt is None:
-                continue
-            phase_set = None
-            if call.is_heterozygous and not call.is_phased:
-                self.calls["unphased"] += 1
-            elif call.is_heterozygous and self.phase not in "am":
-                sets = held.columns.values(b"PS") if sets is None else sets
-                phase_set = sets[sample] if sets else b"."
-            placed = place_alleles(call, self.phase)
-            if placed is None:
-                self._refuse(held, sample, text)
-                continue
-            for haplotype, allele in enumerate(placed):
+            if has_phase and sets is None:
+                sets = held.columns.values(b"PS") or [b"."] * len(genotypes)
+            for haplotype, allele in enumerate(alleles):
                 if allele:
-                    self._add(held, sample, haplotype, allele - 1, phase_set, len(placed))
+                    phase_set = sets[sample] if has_phase else None
+                    self._add(held, sample, haplotype, allele - 1, phase_set, len(alleles))
+
+    def _read(self, held, text, count):
+        """Count a genotype; return its allele on each haplotype and whether PS matters.
+
+        Alleles are empty where there is nothing to add, None where the rule refuses the call or has it skipped.
+        """
+        call = read_call(text)
+        if call is None or max((a for a in call.alleles if a), default=0) > len(held.record.alts):
+            self.calls["bad"] += count
+            return (), False
+        if None in call.alleles:
+            self.calls["missing"] += count
+        if call.alt is None:
+            return (), False
+        if call.is_heterozygous and not call.is_phased:
+            self.calls["unphased"] += count
+        has_phase = call.is_heterozygous and call.is_phased and self.phase not in "am"
+        return place_alleles(call, self.phase), has_phase
 
     def _refuse(self, held, sample, text):
         """Raise DataError for an unphased call unless such are skipped."""
@@ -202,7 +214,7 @@ class HaplotypeScorer:
             self.clusters["unknown_allele"] += 1
             held.values.setdefault(sample, [None] * ploidy)
             return
-        start, end = reach(held.record)
+        start, end = held.reach
         member = Member(start, end, owner, None, None, phase_set, ploidy)
         if status == "spanning":
             # A deletion that is there already says all.
