@@ -37,8 +37,8 @@ def score_variants(
     output_type: Annotated[
         str | None,
         typer.Option(
-            "-O", "--output-type", metavar="v|z|b|u|t", show_default="by the output's suffix",
-            help="VCF, bgzip VCF, BCF, uncompressed BCF; a table, one line per allele, bgzip if the name ends in .gz.",
+            "-O", "--output-type", metavar="v|z|b|u|t|p", show_default="by the output's suffix",
+            help="VCF, bgzip VCF, BCF, uncompressed BCF; a table, a line per allele; Parquet.",
         ),
     ] = None,
     write_index: Annotated[

@@ -84,7 +84,7 @@ def check_rule(haplotypes, phase, kind, check_ref):
     if phase not in PHASES:
         known = ", ".join(f"{letter} ({what})" for letter, what in PHASES.items())
         raise UsageError(f"is {phase!r}", where="--phase", hint=f"one of {known}")
-    if kind == "t":
+    if kind in "tp":
         raise UsageError("a table has no samples", where="--haplotypes", hint="write VCF or BCF (-O z)")
     if check_ref == "s":
         what = "haplotypes are compared with the genome, which --check-ref s turns around"

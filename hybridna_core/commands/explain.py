@@ -7,8 +7,10 @@ import contextlib
 
 from hybridna_core.data.inputs import check_input, read_chunks, read_lines
 from hybridna_core.data.vcf import Header, VcfReader, to_text
+from hybridna_core.data.writers import load_pyarrow
 from hybridna_core.errors import DataError
 from hybridna_core.score_fields import FIELDS, HAPLOTYPE_FIELDS, read_runs
+from hybridna_core.score_parquet import read_parquet_header
 
 
 def explain(path, *, allow_missing_eof=False):
@@ -39,6 +41,9 @@ def explain(path, *, allow_missing_eof=False):
 
 def read_header(path, allow_missing_eof):
     """Return the Header of a VCF or BCF and no columns, or the ## lines of a table and its column names."""
+    if str(path).lower().endswith(".parquet"):
+        load_pyarrow()
+        return read_parquet_header(path)
     if not is_table(path):
         with VcfReader(path, allow_missing_eof=allow_missing_eof) as reader:
             return reader.header, []

@@ -19,7 +19,7 @@ from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.variants import CHECK_REF, SCORED, read_alleles
 from hybridna_core.data.vcf import INFO_KEY, VcfReader, build_index, choose_output_type, read_regions
-from hybridna_core.data.writers import atomic_output, check_output, is_stdout, open_output
+from hybridna_core.data.writers import atomic_output, check_output, is_stdout, load_pyarrow, open_output
 from hybridna_core.errors import DataError, UsageError, nearest
 from hybridna_core.haplotype_scores import HaplotypeScorer, check_rule, check_samples
 from hybridna_core.memory import spell_bytes
@@ -37,9 +37,12 @@ from hybridna_core.score_fields import (
     strip_header,
     strip_samples,
 )
+from hybridna_core.score_parquet import ScoreParquet
 from hybridna_core.scoring import Scorer, check_distance, estimate, is_name, make_plan, name_model, read_config
 from hybridna_core.skipped import SkippedTable, read_statuses
 
+# Letters of output types that are no VCF.
+TABLES = "tp"
 GUARD_RECORDS, GUARD_SHARE, GUARD_LEAST = 1000, 0.05, 20
 
 
@@ -88,7 +91,7 @@ def score_variants(
 
     vcf            VCF, VCF.gz or BCF; `-` for standard input
     fasta_ref      the reference genome, plain or bgzip
-    output         `-` for standard output; the suffix sets the type unless `output_type` (v, z, b, u, t) does
+    output         `-` for standard output; the suffix sets the type unless `output_type` (v, z, b, u, t, p) does
     model          name, folder, or a loaded model
     window         bases of prefix and horizon together; the smaller of 8,192 and what the model reads when None
     horizon        known bases counted from the first changed base on; half the window when None
@@ -126,7 +129,7 @@ def score_variants(
         open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome,
         VcfReader(vcf, regions=wanted, allow_missing_eof=allow_missing_eof) as reader,
     ):
-        if kind != "t":
+        if kind not in TABLES:
             check_fields(reader.header, info_prefix, fields, replace, vcf, haplotypes)
         if haplotypes:
             check_samples(reader.header, vcf)
@@ -136,7 +139,7 @@ def score_variants(
         is_whole = len(ahead) < GUARD_RECORDS
         guard(ahead, is_whole, reader.header, genome, renames, vcf)
         records = itertools.chain(ahead, judged)
-        if kind != "t":
+        if kind not in TABLES:
             records = ((strip_samples(record, info_prefix, replace, vcf), alleles) for record, alleles in records)
         joint = None
         if haplotypes:
@@ -165,10 +168,13 @@ def score_variants(
             if skipped is not None:
                 aside = stack.enter_context(open_output(skipped, force))
                 left_out = stack.enter_context(SkippedTable(aside, genome, renames, is_bgzip_name(skipped)))
-            if kind == "t":
+            if kind in TABLES:
                 run_line = spell_run(genome, model, plan, used, facts)
                 lines = [] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"]
-                writer = ScoreTable(handle, lines, fields=fields, with_id=True, is_bgzf=is_bgzip_name(output))
+                if kind == "t":
+                    writer = ScoreTable(handle, lines, fields=fields, with_id=True, is_bgzf=is_bgzip_name(output))
+                else:
+                    writer = ScoreParquet(handle, output, lines, fields, {"horizon": plan.horizon, **facts})
             else:
                 header = strip_header(reader.header, info_prefix) if replace else reader.header
                 lines = describe(
@@ -229,6 +235,8 @@ def check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, i
         what = f"{info_prefix!r} cannot begin a VCF key"
         raise UsageError(what, where="--info-prefix", hint="letters, digits, _ and ., not a digit first")
     kind = choose_output_type(output, output_type)
+    if kind == "p":
+        load_pyarrow()
     is_compressed = kind in "zb" or (kind == "t" and is_bgzip_name(output))
     if write_index and (not is_compressed or is_stdout(output)):
         what = "an index is made for a bgzip VCF or TSV or a BCF in a file"

@@ -32,7 +32,7 @@ from hybridna_core.data.writers import is_stdout
 from hybridna_core.errors import DataError, SystemFault, UsageError, nearest
 
 COLUMNS = ["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO"]
-OUTPUT_TYPES = {"v": "VCF", "z": "VCF, bgzip", "b": "BCF", "u": "BCF, uncompressed", "t": "TSV"}
+OUTPUT_TYPES = {"v": "VCF", "z": "VCF, bgzip", "b": "BCF", "u": "BCF, uncompressed", "t": "TSV", "p": "Parquet"}
 INFO_KEY = re.compile(r"[A-Za-z_][0-9A-Za-z_.]*")
 # Names that the specification allows; others cannot stand in a record.
 CONTIG_NAME = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")
@@ -508,7 +508,10 @@ def build_index(path, index, kind):
 
 
 def choose_output_type(output, output_type=None):
-    """Return v, z, b, u or t: what is asked for, else what the suffix says; standard output is v. Raises UsageError."""
+    """Return a letter of OUTPUT_TYPES: what is asked for, else what the suffix says; standard output is v.
+
+    Raises UsageError.
+    """
     if output_type is not None:
         if output_type not in OUTPUT_TYPES:
             known = ", ".join(f"{letter} ({name})" for letter, name in OUTPUT_TYPES.items())
@@ -517,17 +520,21 @@ def choose_output_type(output, output_type=None):
     if is_stdout(output):
         return "v"
     name = os.fspath(output).lower()
-    tables = ".tsv", ".tsv.gz", ".tsv.bgz"
-    for suffixes, letter in (((".vcf",), "v"), ((".vcf.gz", ".vcf.bgz"), "z"), ((".bcf",), "b"), (tables, "t")):
+    known = {"v": (".vcf",), "z": (".vcf.gz", ".vcf.bgz"), "b": (".bcf",), "t": (".tsv", ".tsv.gz", ".tsv.bgz")}
+    for letter, suffixes in {**known, "p": (".parquet",)}.items():
         if name.endswith(suffixes):
             return letter
     # Devices and named pipes have no suffix to choose by.
     if os.path.exists(output) and not os.path.isfile(output):
         return "v"
     suffix = os.path.splitext(name)[1]
-    close = nearest(suffix, [".vcf", ".vcf.gz", ".bcf"])
-    hint = f"did you mean {close}?" if close else "end it in .vcf, .vcf.gz, .bcf or .tsv.gz, or give -O v|z|b|u|t"
-    raise UsageError(f"the suffix {suffix!r} is no VCF, BCF or TSV", where=os.fspath(output), hint=hint)
+    close = nearest(suffix, [".vcf", ".vcf.gz", ".bcf", ".parquet"])
+    hint = (
+        f"did you mean {close}?"
+        if close
+        else "end it in .vcf, .vcf.gz, .bcf, .tsv.gz or .parquet, or give -O v|z|b|u|t|p"
+    )
+    raise UsageError(f"the suffix {suffix!r} is no VCF, BCF, TSV or Parquet", where=os.fspath(output), hint=hint)
 
 
 class BgzfWriter:

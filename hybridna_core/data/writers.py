@@ -220,11 +220,11 @@ def table_suffix(path):
         what = f"the suffix {suffix!r} is no table format" if suffix else "the name has no suffix"
         raise UsageError(what, where=os.fspath(path), hint=f"end it in {', '.join(TABLE_SUFFIXES)}")
     if suffix == ".parquet":
-        _pyarrow()
+        load_pyarrow()
     return suffix
 
 
-def _pyarrow():
+def load_pyarrow():
     try:
         import pyarrow
         import pyarrow.parquet
@@ -245,7 +245,7 @@ def open_table(path, columns, *, vector=None, width=0, meta=None, force=False):
     Memory does not grow with the number of rows.
     """
     suffix = table_suffix(path)
-    kind = {".tsv": _TsvTable, ".parquet": _ParquetTable, ".npz": _NpzTable}[suffix]
+    kind = {".tsv": _TsvTable, ".parquet": ParquetTable, ".npz": _NpzTable}[suffix]
     with (
         open_output(path, force) as handle,
         contextlib.closing(kind(handle, path, columns, vector, width, meta)) as table,
@@ -289,13 +289,15 @@ class _TsvTable:
         pass
 
 
-class _ParquetTable:
-    ROWS = 1024  # per row group
+class ParquetTable:
+    """Writes rows as Parquet in groups of `rows`; None is null. Further types: float (32 bits), int8, by name."""
 
-    def __init__(self, handle, path, columns, vector, width, meta):
-        self.pyarrow = arrow = _pyarrow()
+    def __init__(self, handle, path, columns, vector, width, meta, rows=1024):
+        self.pyarrow = arrow = load_pyarrow()
         self.handle, self.columns, self.vector, self.width = handle, columns, vector, width
         types = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
+        types |= {"float": arrow.float32(), "int8": arrow.int8()}
+        self.group = rows
         fields = [arrow.field(name, types[kind]) for name, kind in columns.items()]
         if vector:
             fields.append(arrow.field(vector, arrow.list_(arrow.float32(), width)))
@@ -310,10 +312,13 @@ class _ParquetTable:
         self.rows.append(tuple(values))
         if self.vector:
             self.vectors.append(np.full(self.width, np.nan, np.float32) if numbers is None else np.float32(numbers))
-        if len(self.rows) == self.ROWS:
-            self._flush()
+        if len(self.rows) == self.group:
+            self.flush()
 
-    def _flush(self):
+    def flush(self):
+        """Write what is held as a row group."""
+        if not self.rows:
+            return
         arrow = self.pyarrow
         arrays = [
             arrow.array(list(column), self.schema.field(i).type)
@@ -326,8 +331,7 @@ class _ParquetTable:
         self.rows, self.vectors = [], []
 
     def finish(self):
-        if self.rows:
-            self._flush()
+        self.flush()
         self.writer.close()
 
     def close(self):

@@ -298,6 +298,28 @@ def test_pipes_of_every_type(call, arguments):
         assert pysam.bcftools.view("-H", f"piped.{letter}") == expected
 
 
+def test_between_two_of_bcftools(arguments, tmp_path):
+    """bcftools view -Ou | hybridna score-variants - -Ou | bcftools view -i"""
+    put(tmp_path, GOOD, "in.vcf")
+    assert run(arguments("-q", name="in.vcf", output="whole.vcf")) == 0
+    whole = [line.split("\t")[:5] for line in Path("whole.vcf").read_text().splitlines() if line[0] != "#"]
+    llrs = [float(text) for text in re.findall(r"HD_LLR=([^;.][^;]*)", Path("whole.vcf").read_text())]
+    assert len(llrs) == 2 and len(whole) == 4
+    view = "import sys, pysam.bcftools; pysam.bcftools.view(*sys.argv[1:], catch_stdout=False)"
+    commands = [
+        ["-c", view, "-Ou", "in.vcf"],
+        ["-m", "hybridna_cli", *arguments("-q", "-O", "u", name="-", output=None)],
+        ["-c", view, "-H", "-i", f"HD_LLR<{sum(llrs) / 2:.9f}", "-"],
+    ]  # fmt: skip
+    data = b""
+    for words in commands:
+        done = subprocess.run([sys.executable, *words], input=data, capture_output=True, env=ENV, timeout=300)
+        assert done.returncode == 0, done.stderr
+        data = done.stdout
+    found = [line.split("\t")[:5] for line in data.decode().splitlines()]
+    assert found == [whole[llrs.index(min(llrs))]] and llrs[0] != llrs[1]
+
+
 @pytest.mark.parametrize("cut, message", [(bgzip(GOOD)[: -len(BGZF_EOF)], b"end block"), (GOOD[:-9], b"ends inside")])
 def test_stream_that_ends_early(arguments, cut, message):  # C38
     result = stream(arguments("-q", name="-", output=None), input=cut)

@@ -3,13 +3,16 @@
 toy models with known answers -> VCF -> fields; real variants with a random model -> counts
 """
 
+import json
 import math
 import random
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pysam
 import pysam.bcftools
 import pytest
@@ -17,12 +20,13 @@ from genome_files import put, warnings_of
 from toys import markov_log_prob, markov_model, random_model, uniform_model
 
 import hybridna_core
-from hybridna_core import score_fields, scoring
+from hybridna_core import score_fields, score_parquet, scoring
 from hybridna_core.commands import score_variants as module
+from hybridna_core.commands.explain import explain
 from hybridna_core.commands.score_variants import score_variants
 from hybridna_core.data.inputs import read_chunks
 from hybridna_core.data.variants import REASONS, SCORED
-from hybridna_core.errors import DataError, GuardError, UsageError
+from hybridna_core.errors import DataError, GuardError, SystemFault, UsageError
 from hybridna_core.score_fields import spell_number
 from hybridna_core.scoring import make_plan
 from hybridna_core.skipped import MEANINGS
@@ -385,6 +389,51 @@ def test_table(model, name, options):
     keys = [(r[0], str(r[1]), r[2] or CONTIGS[r[0]][r[1] - 1], alt, ".") for r in records for alt in r[3].split(",")]
     values = zip(*(scores(key=key) for key in ("HD_LLR", "HD_EDGE", "HD_ST", "HD_FWD", "HD_REV")), strict=True)
     assert [tuple(line.split("\t")) for line in lines[3:]] == [k + v for k, v in zip(keys, values, strict=True)]
+
+
+def test_parquet(model, monkeypatch):
+    """The rows of the table, typed, in row groups of bounded size."""
+    monkeypatch.setattr(score_parquet, "ROWS", 4)
+    monkeypatch.setattr(score_parquet, "CHARACTERS", 50)
+    strange = ("chr1", 500, None, "*,<CNV>"), ("chr9", "x", "A", "C"), ("chr1", 510, None, "A" * 60 + "\xe9")
+    vcf = write(*MIXED, *strange)
+    summary = run(vcf, model, "o.parquet", per_strand=True)
+    run(vcf, model, "o.tsv", per_strand=True)
+    *lines, names = [line for line in Path("o.tsv").read_text().splitlines() if line[0] == "#"]
+    file = pyarrow.parquet.ParquetFile("o.parquet")
+    schema, rows = file.schema_arrow, file.read().to_pylist()
+    assert schema.names == names[1:].split("\t") == list(rows[0])
+    assert [str(t) for t in schema.types] == [
+        "string", "int64", "string", "string", "string", "float", "int8", "string", "float", "float"
+    ]  # fmt: skip
+
+    def spell(name, value):
+        if name == "pos" and value is None:
+            return "x"
+        return spell_number(value) if name in ("llr", "fwd", "rev") else "." if value is None else str(value)
+
+    found = ["\t".join(spell(*cell) for cell in row.items()) for row in rows]
+    assert found == [line for line in Path("o.tsv").read_text().splitlines() if line[0] != "#"]
+    assert len(rows) == summary.alleles and [row["llr"] for row in rows].count(None) == len(rows) - summary.scored > 3
+    assert max(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)) <= 4
+    meta = json.loads(schema.metadata[b"hybridna"])
+    # The command names what was read, not what was written.
+    assert meta["header"] == lines and meta["run"]["Window"] == "64" and "nats" in meta["columns"]["llr"]
+    assert explain("o.parquet")[1:] == explain("o.tsv")[1:]
+    run(vcf, model, "o.parquet", no_version=True)
+    with pytest.raises(DataError, match="does not say that hybridna scored"):
+        explain("o.parquet")
+    Path("o.parquet").write_bytes(Path("o.parquet").read_bytes()[:-9])
+    with pytest.raises(DataError, match="is no whole Parquet file"):
+        explain("o.parquet")
+    with pytest.raises(UsageError, match="an index is made for"):
+        run(vcf, model, "o.parquet", write_index=True)
+
+
+def test_parquet_needs_pyarrow(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SystemFault, match=r"pip install hybridna\[formats\]"):
+        run(write(*MIXED), "absent", "o.parquet")
 
 
 def test_table_with_an_index(model):
