@@ -52,7 +52,7 @@ def run_child(folder, kind):
     from hybridna_core.commands.score_variants import score_variants
 
     os.chdir(folder)
-    scoring.read = lambda model, tokens, _: (tokens.double().fill_(math.log(0.25)), None)
+    scoring.read = lambda model, tokens, _, **options: (tokens.double().fill_(math.log(0.25)), None)
     options = {"model": random_model(), "window": 16, "horizon": 8, "output_type": kind}
     # A suffix that Parquet and tables need, and one for the alleles without a score.
     summary = score_variants("-", "ref.fa", "out", skipped="skipped.tsv.gz", **options)

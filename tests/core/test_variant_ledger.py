@@ -187,7 +187,7 @@ def stubbed_model():
     """Yield a model that is never asked: what the network says is of no matter here, and would take an hour."""
     quarter = math.log(1 / 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "read", lambda model, tokens, _: (tokens.double().fill_(quarter), None))
+        patch.setattr(scoring, "read", lambda model, tokens, _, **options: (tokens.double().fill_(quarter), None))
         yield random_model()
 
 
