@@ -18,7 +18,7 @@ CLI_PACKAGES = {"typer", "rich", "click"}
 RANKS = {
     "errors": 0, "config": 1, "memory": 1, "run_config": 2, "tokenizer": 2, "model": 3, "data": 3, "weight_files": 4,
     "checkpoint": 4, "hf_weights": 4, "metrics": 4, "train": 5,
-    "scoring": 6, "score_fields": 6, "skipped": 6, "score_parquet": 6, "effect_plot": 6, "haplotype_scores": 7,
+    "scoring": 6, "score_fields": 6, "skipped": 6, "effect_plot": 6, "score_parquet": 7, "haplotype_scores": 7,
     "commands": 8, "__init__": 9,
 }  # fmt: skip
 COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate"}
