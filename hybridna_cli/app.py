@@ -27,6 +27,8 @@ COMMANDS = {
     "verify": "verify",
     "explain": "explain",
     "pretrain": "pretrain",
+    "finetune": "finetune",
+    "predict": "predict",
     "leakage": "leakage",
     "evaluate": "evaluate",
     "bench": "bench",
@@ -37,6 +39,8 @@ COMMANDS = {
 LESS_MEMORY = {
     "score-variants": "a smaller --window needs less",
     "embed": "shorter regions need less",
+    "finetune": "a smaller --microbatch-tokens, --checkpoint-activations, --lora or --freeze needs less",
+    "predict": "a smaller --batch-size or shorter sequences need less",
     "generate": "a smaller --num-beams or --length needs less",
     "saturate": "a smaller --window needs less",
     "verify": "scoring with a smaller --window needs less",

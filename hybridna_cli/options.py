@@ -121,3 +121,20 @@ RenameChrs = Annotated[
 ]  # fmt: skip
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 when a record was marked or a warning says so.")]
 NoVersion = Annotated[bool, typer.Option("--no-version", help="Leave program and run lines out of the header.")]
+RegionFasta = Annotated[
+    str | None,
+    typer.Option(
+        "-f", "--fasta-ref", metavar="FILE", show_default=False, envvar="HYBRIDNA_FASTA",
+        help="Genome of a table of regions, plain or bgzip.",
+    ),
+]  # fmt: skip
+SequenceColumn = Annotated[
+    str | None,
+    typer.Option("--sequence-column", metavar="NAME", show_default="sequence", help="Column with the bases."),
+]
+LabelColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label-column", metavar="NAME", show_default="label", help="Column with the label; repeatable; BED: name."
+    ),
+]  # fmt: skip

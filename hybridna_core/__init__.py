@@ -16,6 +16,8 @@ _PUBLIC = {
     "generate": "commands.generate",
     "generate_sequences": "commands.generate",
     "pretrain": "commands.pretrain",
+    "finetune": "commands.finetune",
+    "predict": "commands.predict",
     "leakage": "commands.leakage",
     "score_variants": "commands.score_variants",
     "saturate": "commands.saturate",

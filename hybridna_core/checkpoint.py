@@ -460,6 +460,10 @@ def load_model(name_or_folder, *, device="auto", dtype="float32", allow_nonfinit
 
         return load_published(folder, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
     number_format = choose_dtype(dtype)
+    if (folder / "adapter.json").is_file():
+        from hybridna_core.task_files import load_adapted
+
+        return load_adapted(folder, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
     manifest, config, tokenizer, headers = read_own_folder(folder)
     model = empty_model(config, number_format)
     check_shapes(headers, model, folder)

@@ -17,6 +17,7 @@ CLI_PACKAGES = {"typer", "rich", "click"}
 # Core modules or folders, lowest first; a module imports only from lower ranks, or from its own folder.
 RANKS = {
     "errors": 0, "config": 1, "memory": 1, "run_config": 2, "tokenizer": 2, "model": 3, "data": 3, "weight_files": 4,
+    "tune_config": 3, "task_files": 4, "task_metrics": 4,
     "checkpoint": 4, "hf_weights": 4, "metrics": 4, "train": 5,
     "scoring": 6, "score_fields": 6, "skipped": 6, "effect_plot": 6, "score_parquet": 7, "haplotype_scores": 7,
     "commands": 8, "__init__": 9,
@@ -80,7 +81,7 @@ def fault(name, imported, inside):
         return f"{own!r} has no rank here"
     if own == "data" and target in ("torch", "hybridna_kernels"):
         return "data know nothing of the network"
-    plain = own in ("errors", "config", "run_config")
+    plain = own in ("errors", "config", "run_config", "tune_config")
     if plain and target != "hybridna_core" and target not in sys.stdlib_module_names:
         return "errors and configurations use the standard library only"
     if target != "hybridna_core":

@@ -86,6 +86,7 @@ def pretrain(
     from hybridna_core.train.log import check_sinks
     from hybridna_core.train.loop import choose_precision, train
     from hybridna_core.train.parallel import join
+    from hybridna_core.train.pretraining import Pretraining
     from hybridna_core.train.snapshots import find_snapshot, hold_folder
 
     started = time.monotonic()
@@ -135,8 +136,8 @@ def pretrain(
         if measured is None:
             model, optimizer = _build(run, snapshot, folder, world)
             position, measured = train(
-                model, optimizer, run, corpora, species, folder=folder, position=position, progress=progress,
-                precision=precision, world=world,
+                model, optimizer, run, Pretraining(run, corpora, species), folder=folder, position=position,
+                progress=progress, precision=precision, world=world,
             )  # fmt: skip
             model = world.whole_model(model)
             with world.together():

@@ -17,9 +17,9 @@ class Spike(NamedTuple):
     sigma: float
 
 
-def spell_spike(spike):
+def spell_spike(spike, unit="bits/base"):
     """Spell a loss that was too high: 2.913 bits/base, mean 1.902, sigma 0.011."""
-    return f"{spike.bits:.3f} bits/base, mean {spike.mean:.3f}, sigma {spike.sigma:.3f}"
+    return f"{spike.bits:.3f} {unit}, mean {spike.mean:.3f}, sigma {spike.sigma:.3f}"
 
 
 class SpikeGuard:
@@ -28,10 +28,11 @@ class SpikeGuard:
     config  GuardConfig
     state   dict kept in the run's position: `stage`, `bits` of the steps taken last (bits per base, newest last), and
             `skipped`, steps skipped in a row; filled in when empty
+    unit    what losses are told in
     """
 
-    def __init__(self, config, state):
-        self.config, self.state = config, state
+    def __init__(self, config, state, unit="bits/base"):
+        self.config, self.state, self.unit = config, state, unit
         state.setdefault("stage", 0)
         state.setdefault("bits", [])
         state.setdefault("skipped", 0)
@@ -60,4 +61,4 @@ class SpikeGuard:
         self.state["skipped"] += 1
         if self.state["skipped"] >= self.config.stop:
             what = f"{self.state['skipped']} steps in a row had a loss over {self.config.sigma:g} sigma above the mean"
-            raise GuardError(f"{what} (the last one {spell_spike(spike)})")
+            raise GuardError(f"{what} (the last one {spell_spike(spike, self.unit)})")

@@ -1,6 +1,8 @@
-"""The training loop: step, accumulate, clip, log, save.
+"""The training loop of pretraining and fine-tuning: step, accumulate, clip, log, save.
 
-windows of one step -> microbatches -> loss, gradients -> clip -> AdamW; now and then: log, validation, snapshot
+task -> rows of one step -> microbatches -> loss, gradients -> clip -> AdamW; now and then: log, validation, snapshot
+
+What is trained on, what is lost there and how it is measured is the task's: `Pretraining` or `Tuning`.
 """
 
 import contextlib
@@ -12,15 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hybridna_core.data.corpus import validation_windows
 from hybridna_core.data.inputs import warn
 from hybridna_core.errors import GuardError, OutOfMemory
 from hybridna_core.memory import spell_bytes, used_bytes
-from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import A, T
-from hybridna_core.train.corpora import places_of
 from hybridna_core.train.guards import Spike, SpikeGuard, spell_spike
-from hybridna_core.train.ledger import count_places, write_ledger
 from hybridna_core.train.log import Log, open_sinks
 from hybridna_core.train.optim import learning_rate
 from hybridna_core.train.parallel import ALONE
@@ -98,7 +96,7 @@ def count_bases(tokens, weights=None):
 
 def train_step(
     model, optimizer, tokens, weights=None, *, lr, clip, microbatch_tokens, bases=None, precision="fp32", world=ALONE,
-    names=None, judge=None, breakable=contextlib.nullcontext,
+    names=None, judge=None, breakable=contextlib.nullcontext, loss=None,
 ):  # fmt: skip
     """Take one optimiser step over the rows of all ranks; they weigh the same however they are split.
 
@@ -107,21 +105,23 @@ def train_step(
     names            per rank, what its rows are called in messages
     judge            called with the bits per base of all ranks; a Spike from it leaves the weights as they were
     breakable        gives the context in which the step may be abandoned; weights are then as before
+    loss             called and returning as `loss_sum`, which it is when None
     raises           GuardError on a non-finite loss or gradient on any rank, OutOfMemory; weights are then as before
     """
     rows = max(1, microbatch_tokens // tokens.shape[1])
     bases = count_bases(tokens, weights) if bases is None else bases
     parts = zip(tokens.split(rows), [None] * len(tokens) if weights is None else weights.split(rows), strict=False)
     total, norm, short = 0.0, 0.0, False
+    loss = loss_sum if loss is None else loss
     try:
         with breakable():
             for part, weight in parts:
                 # Around the way back too, as blocks may be computed again there.
                 with world.watch(), bf16_products(precision == "bf16"):
                     weight = None if weight is None else weight.to(model.device)
-                    loss, _ = loss_sum(model, part.to(model.device), weight, precision)
-                    (loss * world.gradient_factor / (bases or 1)).backward()
-                total += float(loss.detach())
+                    lost, _ = loss(model, part.to(model.device), weight, precision)
+                    (lost * world.gradient_factor / (bases or 1)).backward()
+                total += float(lost.detach())
         if world.size > 1 and world.shard != "full":
             # A rank's own gradient can be told only before the sum.
             norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
@@ -178,25 +178,22 @@ def is_out_of_memory(error):
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def train(model, optimizer, run, corpora, species, *, folder, position, progress=None, precision="fp32", world=ALONE):
-    """Run the stages from a position on; return the last position and what the last validation measured.
+def train(model, optimizer, run, task, *, folder, position, progress=None, precision="fp32", world=ALONE):
+    """Run a task from a position on; return the last position and what the last validation measured.
 
-    corpora   one Corpus per stage
-    position  dict with `step` (steps done in all), `seen` (bases read, per species), `ledger` (windows and bases read,
-              per species and contig), and `since`: bits and bases since the last line of the log; all ranks' the same
+    run       configuration with `name`, `optim`, `save`, `valid`, `guard` and `log`
+    task      Pretraining or Tuning: the rows of each step, their loss, what is measured
+    position  dict with `step` (steps done in all), what the task keeps there, and `since`: bits and bases since the
+              last line of the log; all ranks' the same
     progress  called with steps done, steps in all and note=, a text
     raises    Stopped after a signal, with a snapshot saved; GuardError, with the last snapshot good
 
     Every rank calls it with the same arguments; the first one alone logs, writes and shows progress.
     """
-    ends = np.cumsum([s.steps for s in run.stage])
-    total = int(ends[-1])
+    total = int(task.ends[-1])
     since = position.setdefault("since", {"bits": 0.0, "bases": 0})
-    if "ledger" not in position:
-        # Snapshots of early releases have none; what was read can be told from the number of steps.
-        position["ledger"] = {}
-        count_places(position["ledger"], places_of(run, corpora, 0, position["step"]))
-    guard = SpikeGuard(run.guard, position.setdefault("guard", {}))
+    task.begin(position)
+    guard = SpikeGuard(run.guard, position.setdefault("guard", {}), task.unit)
     clock, tokens_since, loading, note = time.monotonic(), 0, 0.0, ""
     progress = progress if world.is_first else None
     with contextlib.ExitStack() as stack:
@@ -209,23 +206,25 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
         # torchrun passes a signal on that a terminal has sent to all already.
         signals = stack.enter_context(Signals(patience=0.0 if world.size == 1 else 2.0, alone=world.size == 1))
         # A signal may have come between a step and its validation.
-        _validate_when_due(model, species, run, ends, position["step"], log, signals, world)
+        _validate_when_due(model, run, task, position, log, signals, world)
         signals.agree(world)
         signals.check(position["step"], world)
 
         def save():
             if log is not None:
                 log.sync()
-                write_ledger(folder / "ledger.tsv", position["ledger"], species)
-            save_snapshot(folder / "snapshots", model, optimizer, position, keep=run.save.keep, world=world)
+                task.write(folder, position)
+            save_snapshot(
+                folder / "snapshots", model, optimizer, position, keep=run.save.keep, world=world, best=task.best
+            )
 
         if progress:
             progress(position["step"], total)
         saved = position["step"]
-        while position["step"] < total:
+        while position["step"] < total and not task.is_over(position):
             try:
                 stage, lr, result, seconds = _take_step(
-                    model, optimizer, run, corpora, ends, position, precision, world, guard, signals.breakable
+                    model, optimizer, run, task, position, precision, world, guard, signals.breakable
                 )
             except Abandoned:
                 # A step that goes on for longer than a stop may take; it is taken anew when the run goes on.
@@ -234,59 +233,54 @@ def train(model, optimizer, run, corpora, species, *, folder, position, progress
                     save()
                 signals.check(step, world)
             step = position["step"]
-            tokens_since += run.stage[stage].batch_tokens
+            tokens_since += task.count_tokens(step) - task.count_tokens(step - 1)
             loading += seconds
             if result.spike is None:
                 since["bits"] += result.bits * result.bases
                 since["bases"] += result.bases
             elif log is not None:
                 log.write(step=step, stage=stage, skipped=result.spike._asdict())
-                warn("spike", f"step {step:,} skipped: {spell_spike(result.spike)}")
+                warn("spike", f"step {step:,} skipped: {spell_spike(result.spike, task.unit)}")
             if step % run.save.log_every == 0 or step == total:
                 now = time.monotonic()
                 bits, rate = since["bits"] / since["bases"] if since["bases"] else None, tokens_since / (now - clock)
                 if log is not None:
                     log.write(
-                        step=step, stage=stage, bits_per_base=bits, lr=lr, gradient_norm=result.gradient_norm,
-                        tokens=count_tokens(run, step), tokens_per_second=rate,
+                        step=step, stage=stage, **{task.unit.replace("/", "_per_"): bits}, lr=lr,
+                        gradient_norm=result.gradient_norm, tokens=task.count_tokens(step), tokens_per_second=rate,
                         loader_share=loading / (now - clock),
                     )  # fmt: skip
                 clock, tokens_since, loading = now, 0, 0.0
                 since.update(bits=0.0, bases=0)
-                note = spell_note(bits, rate, used_bytes(world.device))
+                note = spell_note(bits, rate, used_bytes(world.device), task.unit)
             if progress:
                 progress(step, total, note=note)
             paused = time.monotonic()
-            _validate_when_due(model, species, run, ends, step, log, signals, world)
+            _validate_when_due(model, run, task, position, log, signals, world)
             signals.agree(world)
-            if step % run.save.every == 0 or step == total or signals.number:
+            if step % run.save.every == 0 or step == total or signals.number or task.is_over(position):
                 save()
                 saved = step
             signals.check(step, world)
             # Speed is that of training alone.
             clock += time.monotonic() - paused
-        return position, world.share(log and (log.valid_at(total) or {}))
+        return position, world.share(log and (log.valid_at(position["step"]) or {}))
 
 
-def _take_step(model, optimizer, run, corpora, ends, position, precision, world, guard, breakable):
+def _take_step(model, optimizer, run, task, position, precision, world, guard, breakable):
     """Take the next step and move the position on.
 
-    returns  the stage's number, the learning rate, the StepResult, the seconds that this rank's windows took to read
+    returns  the stage's number, the learning rate, the StepResult, the seconds that this rank's rows took to read
     """
     step = position["step"]
     world.at(f"step {step + 1}")
-    stage = find_stage(ends, step)
-    lr = learning_rate(step, int(ends[-1]), run.optim)
-    within = step - int(ends[stage - 1]) if stage else step
-    rows = run.stage[stage].batch_tokens // run.stage[stage].context_length
-    numbers = range(within * rows, within * rows + rows)
+    stage = find_stage(task.ends, step)
+    lr = learning_rate(step, int(task.ends[-1]), run.optim)
     with world.together():
-        # The same windows in the same step, however many ranks share them.
+        # The same rows in the same step, however many ranks share them.
         began = time.perf_counter()
-        windows = [corpora[stage].window(number) for number in numbers[world.rank :: world.size]]
+        tokens, weights = task.read(step, world.rank, world.size)
         loading = time.perf_counter() - began
-    tokens = with_start(np.stack([window.ids for window in windows]), run.model.bos_token_id)
-    weights = stack_weights(windows, run.model.bos_token_id)
     guard.enter(stage)
     microbatch = position.get("microbatch_tokens", run.optim.microbatch_tokens)
     try:
@@ -294,60 +288,50 @@ def _take_step(model, optimizer, run, corpora, ends, position, precision, world,
             try:
                 result = train_step(
                     model, optimizer, tokens, lr=lr, clip=run.optim.clip, microbatch_tokens=microbatch,
-                    bases=world.sum(count_bases(tokens, weights)), precision=precision, world=world, weights=weights,
-                    names=[_spell_windows(numbers[rank :: world.size], stage) for rank in range(world.size)],
-                    judge=guard.find_spike, breakable=breakable,
+                    bases=world.sum(task.count(tokens, weights)), precision=precision, world=world, weights=weights,
+                    names=[task.spell(step, rank, world.size) for rank in range(world.size)],
+                    judge=guard.find_spike, breakable=breakable, loss=task.loss,
                 )  # fmt: skip
                 guard.note(result.bits, result.spike)
                 break
             except OutOfMemory:
-                microbatch = _smaller_microbatch(tokens, microbatch, step + 1, world)
+                microbatch = _smaller_microbatch(tokens, microbatch, step + 1, task, world)
                 position["microbatch_tokens"] = microbatch
     except GuardError as error:
-        what = error.what if "windows" in error.what else f"{error.what} ({_spell_windows(numbers, stage)})"
-        hint = "begin again in another folder with a lower optim.lr; the last snapshot is good"
+        rows = task.spell(step)
+        what = error.what if rows.split()[0] in error.what else f"{error.what} ({rows})"
+        hint = f"begin again in another folder with a lower {task.rate_option}; the last snapshot is good"
         raise world.spoken(GuardError(what, where=f"step {step + 1}", hint=hint)) from None
-    places = [corpora[stage].place(number) for number in numbers]
-    for place in places:
-        position["seen"][place.species] += place.end - place.start
-    count_places(position["ledger"], places)
+    task.note(position)
     position["step"] = step + 1
     return stage, lr, result, loading
 
 
-def spell_note(bits, rate, memory):
+def spell_note(bits, rate, memory, unit="bits/base"):
     """Spell how training goes: 1.902 bits/base, 12,345 tokens/s, 3.2 GiB; what is None is left out."""
     parts = [f"{rate:,.0f} tokens/s"]
     if bits is not None:
-        parts.insert(0, f"{bits:.3f} bits/base")
+        parts.insert(0, f"{bits:.3f} {unit}")
     if memory is not None:
         parts.append(spell_bytes(memory))
     return ", ".join(parts)
 
 
-def _spell_windows(numbers, stage):
-    """Name windows by their numbers within a stage: windows 0 to 7 of stage 0."""
-    step = f" by {numbers.step}" if numbers.step > 1 else ""
-    return f"windows {numbers[0]} to {numbers[-1]}{step} of stage {stage}"
-
-
-def _smaller_microbatch(tokens, microbatch, step, world):
-    """Return half a microbatch after memory ran out; raise OutOfMemory when that was a single window already.
+def _smaller_microbatch(tokens, microbatch, step, task, world):
+    """Return half a microbatch after memory ran out; raise OutOfMemory when that was a single row already.
 
     With `full` a rank that runs out of memory leaves the others waiting, so that there is no second try.
     """
     length = tokens.shape[1]
     rows = min(len(tokens), max(1, microbatch // length))
     if rows > 1 and world.shard != "full":
-        warn("memory", f"step {step:,}: out of memory with {rows} windows at once; from here on {rows // 2}")
+        warn("memory", f"step {step:,}: out of memory with {rows} {task.row}s at once; from here on {rows // 2}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return rows // 2 * length
-    what = f"out of memory with {rows} {'windows' if rows > 1 else 'window'} of {length:,} tokens at once"
-    smaller = f"--set optim.microbatch_tokens={rows // 2 * length} --override optim.microbatch_tokens"
-    hint = f"{smaller if rows > 1 else 'begin again with a shorter context_length'}, or "
+    what = f"out of memory with {rows} {task.row}{'s' * (rows > 1)} of {length:,} tokens at once"
     where = f"rank {world.rank}, step {step}" if world.shard == "full" else f"step {step}"
-    error = OutOfMemory(what, where=where, hint=f"{hint}optim.checkpoint_activations = true")
+    error = OutOfMemory(what, where=where, hint=task.save_memory(rows // 2 * length))
     raise (error if world.shard == "full" else world.spoken(error)) from None
 
 
@@ -356,68 +340,21 @@ def find_stage(ends, step):
     return int(np.searchsorted(ends, step, side="right"))
 
 
-def _validate_when_due(model, species, run, ends, step, log, signals, world):
-    """Measure the held-out bases after `step` steps and log it, if that is due and not yet done."""
-    total = int(ends[-1])
-    if not step or not (step % run.valid.every == 0 or step == total):
+def _validate_when_due(model, run, task, position, log, signals, world):
+    """Measure what is held out after the position's steps and log it, if that is due and not yet done."""
+    step = position["step"]
+    if not step or not (step % run.valid.every == 0 or step == int(task.ends[-1])):
         return
     # The first rank alone knows the log.
     if world.share(log is not None and log.valid_at(step) is not None):
         return
-    stage = find_stage(ends, step - 1)
+    stage = find_stage(task.ends, step - 1)
     try:
         with signals.breakable():
-            measured = validate(model, species, run, stage, stop=lambda: signals.number, world=world)
+            measured = task.measure(model, stage, stop=lambda: signals.number, world=world)
     except Abandoned:
         return
     if measured and log is not None:
         log.write(step=step, stage=stage, valid=measured)
-
-
-def validate(model, species, run, stage, stop=None, world=ALONE):
-    """Measure bits per base on the held-out windows of each species, as long as those of a stage.
-
-    stop     called before each window; what it returns, if true on any rank, ends it all
-    returns  {species: bits per base}, without those that hold out nothing; None when stopped
-
-    Ranks take turns with the windows. Where weights are split all of them read at the same time, so that a rank
-    without a window of its own reads one along.
-    """
-    bos = run.model.bos_token_id
-    bases = run.stage[stage].context_length - (bos is not None)
-    measured = {}
-    for one in species:
-        windows = validation_windows(one, bases, run.valid.windows)
-        found = []
-        for first in range(0, len(windows), world.size):
-            if any(stopped for (stopped,) in world.gather_numbers(bool(stop and stop()))):
-                return None
-            here = windows[first : first + world.size]
-            with world.watch():
-                own = window_bits(model, here[min(world.rank, len(here) - 1)], bos)
-            found += world.gather_numbers(*own)[: len(here)]
-        count = sum(counted for _, counted in found)
-        if count:
-            measured[one.name] = sum(bits for bits, _ in found) / count
-    return measured
-
-
-def window_bits(model, ids, bos):
-    """Sum the bits of A, C, G, T over the second half of one window; return the sum and the number of bases.
-
-    ids  (bases,) uint8
-    """
-    log_probs, _ = read(model, with_start(ids[None], bos).to(model.device))
-    counted = log_probs[0, -(len(ids) // 2) :]
-    counted = counted[~counted.isnan()]
-    return -float(counted.sum()) / LN2, len(counted)
-
-
-def count_tokens(run, steps):
-    """Tokens read in the first `steps` steps of a run."""
-    total = 0
-    for stage in run.stage:
-        taken = min(steps, stage.steps)
-        total += taken * stage.batch_tokens
-        steps -= taken
-    return total
+    if measured:
+        task.judge(model, position, measured)

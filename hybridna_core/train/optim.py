@@ -19,7 +19,9 @@ def make_optimizer(model, config):
     """
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim == 2 and not name.startswith(("model.embed_tokens", "lm_head"))
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
         (matrices if is_matrix else rest).append(parameter)
     if config.optimizer == "muon":
         return MuonAndAdamW(matrices, rest, config)

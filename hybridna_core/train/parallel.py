@@ -226,9 +226,9 @@ class World:
 
     @torch.no_grad()
     def whole_weights(self, model):
-        """Return {name: whole tensor} of the parameters, in main memory; on the first process only, else empty."""
+        """Return {name: whole tensor} of what is trained, in main memory; on the first process only, else empty."""
         self._settle(model)
-        return self._whole(dict(model.named_parameters()))
+        return self._whole({name: p for name, p in model.named_parameters() if p.requires_grad})
 
     @torch.no_grad()
     def whole_moments(self, optimizer, model):

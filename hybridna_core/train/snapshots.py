@@ -133,8 +133,10 @@ def _check_free(folder, needed, what):
         raise SystemFault(what, where=folder, hint="free some space, then rerun")
 
 
-def save_snapshot(folder, model, optimizer, position, *, keep, world=ALONE):
+def save_snapshot(folder, model, optimizer, position, *, keep, world=ALONE, best=None):
     """Write `folder/step-N` whole, check it, then delete all but the newest `keep`; position holds `step`.
+
+    best  {name: tensor} of the weights that did best so far, kept beside the last ones; None: there are none
 
     What stands at this step or a later one was passed over as damaged when the run went on from an earlier one.
     Raises SystemFault when the disk is full or cannot be written; the older snapshots are then as they were.
@@ -143,12 +145,13 @@ def save_snapshot(folder, model, optimizer, position, *, keep, world=ALONE):
     weights, moments = world.whole_weights(model), world.whole_moments(optimizer, model)
     with world.together():
         if world.is_first:
-            return _write_snapshot(Path(folder), weights, moments, position, keep)
+            return _write_snapshot(Path(folder), weights, moments, position, keep, best or {})
 
 
-def _write_snapshot(folder, weights, moments, position, keep):
+def _write_snapshot(folder, weights, moments, position, keep, best):
     target = folder / f"step-{position['step']:09d}"
-    needed = sum(t.numel() * t.element_size() for t in (*weights.values(), *moments.values())) + SLACK_BYTES
+    tensors = (*weights.values(), *moments.values(), *best.values())
+    needed = sum(t.numel() * t.element_size() for t in tensors) + SLACK_BYTES
     _check_free(folder, needed, f"the weights and optimiser of step {position['step']:,}")
     for step, path in _by_step(folder):
         if step >= position["step"]:
@@ -157,6 +160,8 @@ def _write_snapshot(folder, weights, moments, position, keep):
     with atomic_folder(target) as temporary:
         write_tensors(temporary / "model.safetensors", weights)
         write_tensors(temporary / "optimizer.safetensors", moments)
+        if best:
+            write_tensors(temporary / "best.safetensors", best)
         write_json(temporary / "position.json", position)
     try:
         verify_manifest(target)
@@ -216,6 +221,12 @@ def restore_snapshot(path, model, optimizer, world=ALONE):
                 parameters[name].copy_(world.own_weight(value, parameters[name]))
     moments = world.own_moments(_read_tensors(path / "optimizer.safetensors"), optimizer, model)
     restore_optimizer(optimizer, model, moments)
+
+
+def read_best(path):
+    """Return {name: tensor} of the weights that did best up to a snapshot, or None where it has none."""
+    file = Path(path) / "best.safetensors"
+    return dict(_read_tensors(file)) if file.exists() else None
 
 
 def _read_tensors(path):

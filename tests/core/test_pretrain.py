@@ -30,7 +30,7 @@ from hybridna_core.errors import (
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.run_config import read_run
 from hybridna_core.tokenizer import decode
-from hybridna_core.train import fingerprint, loop
+from hybridna_core.train import fingerprint, loop, pretraining
 from hybridna_core.train.optim import make_optimizer
 from hybridna_core.train.snapshots import restore_snapshot
 
@@ -203,14 +203,14 @@ def test_killed_runs_go_on_from_the_last_snapshot(whole, tmp_path, caplog, step)
 
 def test_a_signal_during_validation_leaves_it_for_later(whole, tmp_path, monkeypatch):
     path = lay_out(tmp_path)
-    measure, calls = loop.window_bits, []
+    measure, calls = pretraining.window_bits, []
 
     def interrupted(*arguments):
         calls.append(1)
         os.kill(os.getpid(), signal.SIGINT)
         return measure(*arguments)
 
-    monkeypatch.setattr(loop, "window_bits", interrupted)
+    monkeypatch.setattr(pretraining, "window_bits", interrupted)
     with pytest.raises(Stopped) as caught:
         pretrain(path, device="cpu")
     assert caught.value.exit_code == 130 and len(calls) == 1 and saved_step(tmp_path / "out") == 8

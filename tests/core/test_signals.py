@@ -9,7 +9,7 @@ from runs import lay_out, outcome, weights
 
 from hybridna_core.commands.pretrain import pretrain
 from hybridna_core.errors import Stopped
-from hybridna_core.train import loop, signals
+from hybridna_core.train import loop, pretraining, signals
 from hybridna_core.train.signals import Abandoned, Signals
 
 SETTINGS = ["stage.0.steps=6", "stage.1.steps=2", "save.every=3", "save.log_every=1", "valid.every=4"]
@@ -21,7 +21,8 @@ def endless(monkeypatch):
     monkeypatch.setattr(signals, "STEP_LIMIT", 0.2)
 
     def make(patch, name, call):
-        honest, calls = getattr(loop, name), []
+        module = pretraining if name == "window_bits" else loop
+        honest, calls = getattr(module, name), []
 
         def slow(*args, **named):
             calls.append(name)
@@ -31,7 +32,7 @@ def endless(monkeypatch):
                     time.sleep(0.01)
             return honest(*args, **named)
 
-        patch.setattr(loop, name, slow)
+        patch.setattr(module, name, slow)
 
     return make
 

@@ -17,8 +17,9 @@ from hybridna_core.model.likelihood import log_probs
 from hybridna_core.run_config import OptimConfig
 from hybridna_core.tokenizer import BOS, N, decode, encode
 from hybridna_core.train import loop
-from hybridna_core.train.loop import choose_precision, loss_sum, train_step, window_bits, with_start
+from hybridna_core.train.loop import choose_precision, loss_sum, train_step, with_start
 from hybridna_core.train.optim import learning_rate, make_optimizer, optimizer_tensors
+from hybridna_core.train.pretraining import window_bits
 from hybridna_core.train.signals import Signals
 from hybridna_kernels.gemm import bf16_products
 

@@ -1,0 +1,131 @@
+"""What a prediction is worth: measures of each kind of task, by scikit-learn.
+
+task, truth, outputs of a head -> probabilities -> {name: number}; NaN where a measure has no meaning
+"""
+
+import numpy as np
+
+from hybridna_core.errors import UsageError, nearest
+
+# The measure that the best step is chosen by, first, and the others.
+MEASURES = {
+    "classification": ("mcc", "f1", "accuracy", "auroc", "auprc", "loss"),
+    "multilabel": ("auroc", "auprc", "f1", "loss"),
+    "regression": ("pearson", "spearman", "r2", "mse", "loss"),
+    "generation": ("bits_per_base", "accuracy"),
+}
+LESS_IS_BETTER = frozenset(("loss", "mse", "bits_per_base"))
+
+
+def choose_metric(task, metric=None):
+    """Return the measure that a task goes by; raise UsageError for one that it does not have."""
+    known = MEASURES[task]
+    if metric is None:
+        return known[0]
+    if metric not in known:
+        close = nearest(metric, known)
+        hint = f"did you mean {close}?" if close else f"one of {', '.join(known)}"
+        raise UsageError(f"{task} has no measure {metric!r}", where="--metric", hint=hint)
+    return metric
+
+
+def is_better(metric, value, than):
+    """Say whether a measure is better than another one; NaN is better than nothing at all."""
+    if than is None or np.isnan(than):
+        return than is None or not np.isnan(value)
+    return value < than if metric in LESS_IS_BETTER else value > than
+
+
+def probabilities(task, outputs):
+    """Turn a head's outputs into probabilities: softmax, or one for each label. (n, k) -> (n, k) float64"""
+    outputs = np.asarray(outputs, dtype=np.float64)
+    if task == "multilabel":
+        return 1 / (1 + np.exp(-np.clip(outputs, -700, 700)))
+    weights = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def measure(task, truth, outputs, scale=None):
+    """Measure a head's outputs against what is true; return {name: float}, NaN where it is not defined.
+
+    truth    (n,) class numbers, (n, labels) 0 and 1, or (n, columns) standardised numbers
+    outputs  (n, k) as the head gives them
+    scale    (columns,) standard deviations, for a mean square error in the labels' own unit
+    """
+    if task == "regression":
+        return _measure_regression(np.asarray(truth, dtype=np.float64), np.asarray(outputs, np.float64), scale)
+    chance = probabilities(task, outputs)
+    truth = np.asarray(truth)
+    return _measure_labels(truth, chance) if task == "multilabel" else _measure_classes(truth, chance)
+
+
+def _measure_classes(truth, chance):
+    """Measure classes: F1 is the mean over classes; AUROC, AUPRC of the second class, or each against the rest."""
+    import sklearn.metrics as learn
+
+    guess, classes = chance.argmax(axis=1), chance.shape[1]
+    one_hot = np.eye(classes)[truth]
+    pairs = [(one_hot[:, i], chance[:, i]) for i in (range(classes) if classes > 2 else [1])]
+    return {
+        "mcc": float(learn.matthews_corrcoef(truth, guess)),
+        "f1": float(learn.f1_score(truth, guess, average="macro", labels=range(classes), zero_division=0)),
+        "accuracy": float((truth == guess).mean()),
+        "auroc": _mean(_ranked(learn.roc_auc_score, *pair) for pair in pairs),
+        "auprc": _mean(_ranked(learn.average_precision_score, *pair) for pair in pairs),
+        "loss": float(-np.log(np.maximum(chance[np.arange(len(truth)), truth], 1e-300)).mean()),
+    }
+
+
+def _measure_labels(truth, chance):
+    """Measure several labels at once, each by itself; those with one class only are left out of the mean."""
+    import sklearn.metrics as learn
+
+    pairs = list(zip(truth.T, chance.T, strict=True))
+    picked = np.where(truth > 0.5, chance, 1 - chance)
+    return {
+        "auroc": _mean(_ranked(learn.roc_auc_score, *pair) for pair in pairs),
+        "auprc": _mean(_ranked(learn.average_precision_score, *pair) for pair in pairs),
+        "f1": _mean(float(learn.f1_score(t > 0.5, c > 0.5, zero_division=0)) for t, c in pairs),
+        "loss": float(-np.log(np.maximum(picked, 1e-300)).mean()),
+    }
+
+
+def _ranked(function, truth, chance):
+    """Measure a ranking; NaN where there is only one class, or a number is none."""
+    return float(function(truth, chance)) if 0 < truth.mean() < 1 else float("nan")
+
+
+def _measure_regression(truth, outputs, scale):
+    """Measure each column by itself and average."""
+    scale = np.ones(truth.shape[1]) if scale is None else np.asarray(scale)
+    error = (outputs - truth) ** 2
+    spread = ((truth - truth.mean(axis=0)) ** 2).mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = np.where(spread > 0, 1 - error.mean(axis=0) / spread, np.nan)
+    columns = list(zip(truth.T, outputs.T, strict=True))
+    return {
+        "pearson": _mean(_correlation(t, o) for t, o in columns),
+        "spearman": _mean(_correlation(_ranks(t), _ranks(o)) for t, o in columns),
+        "r2": _mean(r2),
+        "mse": float((error * scale**2).mean()),
+        "loss": float(0.5 * error.mean()),
+    }
+
+
+def _correlation(a, b):
+    if a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(values):
+    """Ranks from 0, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+
+
+def _mean(values):
+    """Mean of what is defined; NaN where nothing is."""
+    values = np.array(list(values), dtype=np.float64)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")

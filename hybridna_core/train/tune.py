@@ -1,0 +1,174 @@
+"""The two ways to fine-tune: a head on a network, or labels before the bases.
+
+network, rows, targets, TuneConfig -> Predictor | wider network -> fit -> measures of validation and test rows
+"""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hybridna_core.errors import DataError, ModelError
+from hybridna_core.model.labels import add_labels, label_posterior, label_tokens
+from hybridna_core.model.lora import add_lora
+from hybridna_core.model.readout import HeadConfig, Predictor, predict_outputs
+from hybridna_core.task_metrics import choose_metric, measure
+from hybridna_core.tokenizer import LabelPosition
+from hybridna_core.train.features import cached_features
+from hybridna_core.train.fit import fit
+from hybridna_core.train.tuning import Tuning, balance, examine_bases, examine_head, make_loss
+
+
+class Examples(NamedTuple):
+    """Rows that a model is trained or measured on.
+
+    targets  as `encode_labels` gives them; for generation the list of labels
+    """
+
+    sequences: list
+    targets: object
+
+
+class Tuned(NamedTuple):
+    """What one training came to: what is to be saved, where it stood, {set: {measure: number}} of what is held out."""
+
+    model: object
+    position: dict
+    measures: dict
+
+
+def tune_head(model, config, scheme, sets, folder, fingerprint, *, seed=0, precision="fp32", cache=None, progress=None):
+    """Train a head, and with it the network, adapters on it, or nothing else; return a Tuned with a Predictor.
+
+    model   loaded HybridLM; a copy of it is trained, unless it is frozen
+    config  TuneConfig
+    scheme  Scheme of the labels
+    sets    {"train": Examples, and maybe "valid" and "test"}
+    folder  of log and snapshots, see `fit`
+    cache   folder of the vectors that a frozen network gave, `folder` when None
+    """
+    task = scheme.task
+    head = HeadConfig(model.config.hidden_size, len(scheme.outputs), config.head, config.reading, config.echo)
+    predictor = Predictor(model if config.freeze else copy.deepcopy(model), head, seed)
+    together = 1 if predictor.device.type == "cpu" else config.batch_size
+    if config.freeze:
+        predictor.backbone.requires_grad_(False)
+        rows = {
+            name: cached_features(predictor, one.sequences, cache or folder, batch_size=together, precision=precision,
+                                  progress=progress)
+            for name, one in sets.items()
+        }  # fmt: skip
+    else:
+        rows = {name: [predictor.tokens(text) for text in one.sequences] for name, one in sets.items()}
+        if config.lora:
+            add_lora(predictor.backbone, **lora_of(config), seed=seed)
+        else:
+            predictor.backbone.requires_grad_(True)
+            if not model.config.tie_word_embeddings:
+                # It is no part of what is read.
+                predictor.backbone.lm_head.requires_grad_(False)
+        for block in predictor.backbone.model.layers:
+            block.recompute = config.checkpoint_activations
+    targets = {name: torch.from_numpy(np.asarray(one.targets)) for name, one in sets.items()}
+    weights = balance(task, targets["train"]) if config.class_weights == "balanced" else None
+    loss, count = make_loss(task, weights)
+    examine = None
+    if "valid" in sets:
+        examine = examine_head(rows["valid"], targets["valid"].numpy(), task, config.batch_size, precision, scheme.sd)
+    tuning = Tuning(
+        rows["train"], targets["train"], epochs=config.epochs, batch_size=config.batch_size, seed=seed, loss=loss,
+        count=count, examine=examine, metric=choose_metric(task, config.metric), patience=config.patience,
+    )  # fmt: skip
+    position = _fit(predictor, tuning, config, model, folder, fingerprint, precision, progress)
+    measures = {}
+    for name in [name for name in ("valid", "test") if name in sets]:
+        # As `predict` reads them, so that it comes to the same.
+        outputs = predict_outputs(predictor, rows[name], together, precision=precision)
+        measures[name] = measure(task, targets[name].numpy(), outputs, scheme.sd)
+    return Tuned(predictor.requires_grad_(False), position, measures)
+
+
+def lora_of(config):
+    """Return rank and alpha of the adapters, None without them."""
+    if not config.lora:
+        return None
+    return {"rank": config.lora, "alpha": float(config.lora_alpha or 2 * config.lora)}
+
+
+def _fit(trained, tuning, config, model, folder, fingerprint, precision, progress):
+    parameters = sum(p.numel() for p in model.parameters())
+    run = config.loop(model.name, int(tuning.ends[-1]), tuning.epoch_steps, parameters)
+    trained.train()
+    position = fit(trained, tuning, run, folder, fingerprint, precision=precision, progress=progress)
+    trained.eval()
+    return position
+
+
+# --- Labels before the bases -----------------------------------------------------------------------------------------
+
+
+def learn_positions(labels, names=(), meanings=()):
+    """Return a LabelPosition for each digit of labels such as "44": values from 0 to the greatest one seen."""
+    width = len(labels[0])
+    names = names or [f"digit{i + 1}" for i in range(width)]
+    meanings = meanings or [""] * width
+    digits = np.array([[int(digit) for digit in label] for label in labels])
+    return [
+        LabelPosition(name, int(digits[:, i].max()) + 1, meaning)
+        for i, (name, meaning) in enumerate(zip(names, meanings, strict=True))
+    ]
+
+
+def tune_labels(model, config, positions, sets, folder, fingerprint, *, seed=0, precision="fp32", progress=None):
+    """Train a network on bases after labels (section 3.3.2, eq. 7); return a Tuned with a network that knows them.
+
+    positions  LabelPosition of each digit; none: the bases alone are learned, without labels
+    sets       {"train": Examples with labels as targets, and maybe "valid" and "test"}
+    """
+    if model.tokenizer.label_positions:
+        what = f"knows labels already ({model.tokenizer.describe_labels()})"
+        raise ModelError(what, where=model.name, hint="begin with a model that knows bases alone")
+    wider = add_labels(model, positions, seed)
+    longest = wider.config.bases_at_once - len(positions)
+    for one in sets.values():
+        if max(map(len, one.sequences)) > longest:
+            raise DataError(f"a sequence of over {longest:,} bases leaves no room for the label", where=model.name)
+    rows = {
+        name: [label_tokens(wider, label if positions else "", text)
+               for text, label in zip(one.sequences, one.targets, strict=True)]
+        for name, one in sets.items()
+    }  # fmt: skip
+    for block in wider.model.layers:
+        block.recompute = config.checkpoint_activations
+    examine = examine_bases(rows["valid"], config.batch_size, precision) if "valid" in sets else None
+    tuning = Tuning(
+        rows["train"], epochs=config.epochs, batch_size=config.batch_size, seed=seed, examine=examine,
+        metric=choose_metric("generation", config.metric), patience=config.patience,
+    )  # fmt: skip
+    position = _fit(wider, tuning, config, model, folder, fingerprint, precision, progress)
+    wider.requires_grad_(False)
+    frequencies = count_labels(sets["train"].targets) if positions else None
+    measures = {}
+    for name in [name for name in ("valid", "test") if name in sets]:
+        measures[name] = examine_bases(rows[name], config.batch_size, precision)(wider, None)
+        if frequencies:
+            measures[name] |= measure_labels(wider, sets[name], frequencies)
+    return Tuned(wider, position, measures)
+
+
+def count_labels(labels):
+    """Return {label: rows}, in the order of labels."""
+    names, counts = np.unique(np.array(labels), return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def measure_labels(model, examples, frequencies):
+    """Measure how often the likeliest label is the true one, beside the commonest label's share of the same rows."""
+    labels = list(frequencies)
+    guesses = [labels[int(label_posterior(model, text, frequencies)[0].argmax())] for text in examples.sequences]
+    commonest = max(labels, key=frequencies.get)
+    return {
+        "label_accuracy": float(np.mean([g == t for g, t in zip(guesses, examples.targets, strict=True)])),
+        "commonest_label": float(np.mean([t == commonest for t in examples.targets])),
+    }
