@@ -1,6 +1,6 @@
 """Predictions of a fine-tuned model for a table of sequences.
 
-model folder, table -> Rows -> outputs, each sequence by itself on a CPU -> probabilities or numbers -> table
+model folder, table -> Rows -> outputs, the same whatever is read together -> probabilities or numbers -> table
 """
 
 import collections
@@ -58,7 +58,7 @@ def predict(
     output        .tsv, .parquet or .npz; `-` for a TSV on standard output
     base          where the base of an adapter folder lies, if not where it was
     label_column  names of the label columns; the usual ones when empty
-    batch_size    sequences per pass on a GPU; on a CPU each is read by itself, so that no number depends on it
+    batch_size    sequences per pass; no number depends on it (float32 on a CPU)
 
     One row per sequence, in order: its keys, status, the likeliest class as `prediction`, and a probability per class
     (`p_` and its name); of a regression one number per column; of a model that knows labels P(label | sequence).
@@ -83,14 +83,15 @@ def predict(
         reasons = ", ".join(f"{status} {count:,}" for status, count in statuses.items())
         raise DataError(f"none of {len(read.rows):,} sequences can be read ({reasons})", where=table)
     truth = _find_truth(speak, read, bool(label_column))
-    together = 1 if speak.device.type == "cpu" else 64 if batch_size == "auto" else batch_size
     kinds = {"row": int, **{name: KEYS[name] for name in read.keys}, "status": str, **speak.columns}
     outputs, done = [], 0
     with open_table(output, kinds, meta=speak.meta, force=force) as add:
         for first in range(0, len(read.rows), BLOCK):
             block = read.rows[first : first + BLOCK]
             good = [row.sequence for row in block if row.status == "ok"]
-            found = speak.predict(good, together, _share(progress, done, len(read.rows))) if good else np.empty((0, 0))
+            found = (
+                speak.predict(good, batch_size, _share(progress, done, len(read.rows))) if good else np.empty((0, 0))
+            )
             if not np.isfinite(found).all():
                 where = f"{table}: rows {first + 1} to {first + len(block)}"
                 raise GuardError("the model's output is not finite", where=where, hint="check its weights")
@@ -153,8 +154,7 @@ class _HeadSpeaker:
         self.nothing = tuple("" if kind is str else float("nan") for kind in self.columns.values())
 
     def predict(self, sequences, together, progress):
-        rows = [self.predictor.tokens(text) for text in sequences]
-        return predict_outputs(self.predictor, rows, together, progress=progress)
+        return predict_outputs(self.predictor, sequences, together, progress=progress)
 
     def spell(self, outputs):
         """Yield the cells of each row."""

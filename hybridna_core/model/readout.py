@@ -1,6 +1,7 @@
 """Task heads: what a network's hidden vectors are turned into classes or numbers by.
 
-base ids -> tokens (twice for echo), padded on the right -> hidden -> last | mean | every base -> head -> outputs
+training: tokens (twice for echo), padded on the right -> hidden -> last | mean | every base -> head -> outputs
+afterwards: sequences -> Embedder, one number whatever is read together -> head, one by one -> outputs
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from hybridna_core.config import check_types, require
-from hybridna_core.model.heads import ECHOES, echo_tokens
+from hybridna_core.model.embedding import Embedder
+from hybridna_core.model.heads import ECHOES, Pool, echo_tokens
 from hybridna_core.tokenizer import PAD, encode
 from hybridna_kernels.gemm import linear
 
@@ -150,23 +152,34 @@ def pad_rows(rows):
 
 
 @torch.no_grad()
-def predict_outputs(predictor, rows, batch_size=1, *, precision="fp32", stop=None, progress=None):
-    """Give the outputs for rows of tokens or features; None when `stop` said so between two batches.
+def read_features(predictor, sequences, batch_size="auto"):
+    """Yield what the head sees of each sequence, as `embed` gives it: (hidden,) or (bases, hidden) float32.
 
-    rows     sequence of (n,) tokens or of features, any lengths
-    returns  (rows, outputs) float64, in the order given; alone in its batch, a row's numbers depend on it alone
+    How many sequences are read together changes no number (float32 on a CPU). Raises GuardError for numbers that are
+    not finite.
     """
-    found = np.empty((len(rows), predictor.config.outputs))
-    # Rows of like length together, so that little is padding; equal ones stay in order.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for first in range(0, len(order), batch_size):
+    config = predictor.config
+    pool = Pool("per-base" if config.is_per_base else config.reading)
+    embedder = Embedder(predictor.backbone, pool, config.echo, batch_size=batch_size)
+    for _, vectors in embedder.embed((f"sequence {i + 1}", encode(text)) for i, text in enumerate(sequences)):
+        yield vectors[0]
+
+
+@torch.no_grad()
+def predict_outputs(predictor, given, batch_size="auto", *, stop=None, progress=None):
+    """Give the outputs for sequences, or for their features; None when `stop` said so between two of them.
+
+    given    list of str, or array of features
+    returns  (n, outputs) float64, in the order given; the head reads one at a time, so that none depends on others
+    """
+    found = np.empty((len(given), predictor.config.outputs))
+    features = read_features(predictor, given, batch_size) if len(given) and isinstance(given[0], str) else given
+    for i, vector in enumerate(features):
         if stop is not None and stop():
             return None
-        here = order[first : first + batch_size]
-        outputs = predictor(stack_rows([rows[i] for i in here]).to(predictor.device), precision)
-        found[here] = outputs.double().cpu().numpy()
+        found[i] = predictor.head(torch.from_numpy(vector)[None].to(predictor.device))[0].double().cpu().numpy()
         if progress is not None:
-            progress(first + len(here), len(order))
+            progress(i + 1, len(given))
     return found
 
 

@@ -51,16 +51,15 @@ def tune_head(model, config, scheme, sets, folder, fingerprint, *, seed=0, preci
     task = scheme.task
     head = HeadConfig(model.config.hidden_size, len(scheme.outputs), config.head, config.reading, config.echo)
     predictor = Predictor(model if config.freeze else copy.deepcopy(model), head, seed)
-    together = 1 if predictor.device.type == "cpu" else config.batch_size
     if config.freeze:
         predictor.backbone.requires_grad_(False)
         rows = {
-            name: cached_features(predictor, one.sequences, cache or folder, batch_size=together, precision=precision,
-                                  progress=progress)
-            for name, one in sets.items()
-        }  # fmt: skip
+            name: cached_features(predictor, one.sequences, cache or folder, progress) for name, one in sets.items()
+        }
+        learned = rows["train"]
     else:
-        rows = {name: [predictor.tokens(text) for text in one.sequences] for name, one in sets.items()}
+        rows = {name: one.sequences for name, one in sets.items()}
+        learned = [predictor.tokens(text) for text in rows["train"]]
         if config.lora:
             add_lora(predictor.backbone, **lora_of(config), seed=seed)
         else:
@@ -75,16 +74,15 @@ def tune_head(model, config, scheme, sets, folder, fingerprint, *, seed=0, preci
     loss, count = make_loss(task, weights)
     examine = None
     if "valid" in sets:
-        examine = examine_head(rows["valid"], targets["valid"].numpy(), task, config.batch_size, precision, scheme.sd)
+        examine = examine_head(rows["valid"], targets["valid"].numpy(), scheme)
     tuning = Tuning(
-        rows["train"], targets["train"], epochs=config.epochs, batch_size=config.batch_size, seed=seed, loss=loss,
+        learned, targets["train"], epochs=config.epochs, batch_size=config.batch_size, seed=seed, loss=loss,
         count=count, examine=examine, metric=choose_metric(task, config.metric), patience=config.patience,
     )  # fmt: skip
     position = _fit(predictor, tuning, config, model, folder, fingerprint, precision, progress)
     measures = {}
     for name in [name for name in ("valid", "test") if name in sets]:
-        # As `predict` reads them, so that it comes to the same.
-        outputs = predict_outputs(predictor, rows[name], together, precision=precision)
+        outputs = predict_outputs(predictor, rows[name])
         measures[name] = measure(task, targets[name].numpy(), outputs, scheme.sd)
     return Tuned(predictor.requires_grad_(False), position, measures)
 

@@ -172,12 +172,15 @@ def balance(task, targets):
     return (len(targets) / (len(counts) * counts.clamp(min=1))).float()
 
 
-def examine_head(rows, targets, task, batch_size, precision, scale=None):
-    """Return what measures a Predictor on rows and their targets, as `Tuning` takes it."""
+def examine_head(given, targets, scheme):
+    """Return what measures a Predictor on sequences, or features, and their targets, as `Tuning` takes it.
+
+    They are read as `predict` reads them, in full precision, so that it comes to the same measures.
+    """
 
     def examine(model, stop):
-        outputs = predict_outputs(model, rows, batch_size, precision=precision, stop=stop)
-        return None if outputs is None else measure(task, targets, outputs, scale)
+        outputs = predict_outputs(model, given, stop=stop)
+        return None if outputs is None else measure(scheme.task, targets, outputs, scheme.sd)
 
     return examine
 
