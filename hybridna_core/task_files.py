@@ -39,11 +39,10 @@ def describe_head(predictor, scheme):
 
 
 def save_predictor(folder, predictor, scheme, *, card, extra, force=False):
-    """Write a Predictor as a model folder that every command takes; adapters become part of the weights.
+    """Write a Predictor as a model folder that every command takes.
 
     extra  dict of file name -> content
     """
-    merge_lora(predictor.backbone)
     digest = digest_weights(predictor.backbone)
     files = {HEAD: _spell({**describe_head(predictor, scheme), "weights": digest}),
              HEAD_WEIGHTS: _pack(predictor.head.state_dict())}  # fmt: skip
@@ -61,7 +60,7 @@ def save_adapter(folder, predictor, scheme, base, lora, *, card, extra, force=Fa
     with atomic_folder(folder, force=force) as temporary:
         adapter = {"format": FORMAT, "base": place, "weights": model.digest, "lora": lora}
         write_json(temporary / ADAPTER, adapter)
-        write_bytes(temporary / ADAPTER_WEIGHTS, _pack(lora_tensors(model)))
+        write_bytes(temporary / ADAPTER_WEIGHTS, _pack(predictor.adapters))
         write_json(temporary / HEAD, {**describe_head(predictor, scheme), "weights": model.digest})
         write_bytes(temporary / HEAD_WEIGHTS, _pack(predictor.head.state_dict()))
         write_json(temporary / "config.json", model.config.to_dict())

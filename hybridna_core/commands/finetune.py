@@ -31,6 +31,7 @@ from hybridna_core.data.labelled import (
     count_shared,
     encode_labels,
     learn_scheme,
+    mark_rows,
     read_labelled,
     split_table,
     usable,
@@ -52,7 +53,8 @@ class FinetuneSummary(NamedTuple):
     """What a fine-tuning came to: rows used of each set, rows left out, measures (mean over seeds, and sd).
 
     measures  {"valid_mcc": mean, ...}, of the validation and test rows
-    sd        the same over seeds, empty for one seed
+    shared    {"shared_test": sequences that stand in training too, ...}
+    sd        {"valid_mcc_sd": ...} over seeds, empty for one seed
     by_seed   a dict per seed: seed, best step, measures
     """
 
@@ -120,7 +122,7 @@ def finetune(
     shared = _find_shared(rows, tables, strict)
     if "valid" not in rows:
         warn("no-valid", "no validation rows: the last step's weights are kept, not the best")
-    folder = Path(f"{output}.runs") if output is not None else Path(stack_folder())
+    folder = Path(f"{output}.runs") if output is not None else Path(temporary_folder())
     precision = choose_precision(config.precision, choose_device(device))
     steps = config.epochs * -(-len(rows["train"]) // min(config.batch_size, len(rows["train"])))
     summary = FinetuneSummary(
@@ -165,7 +167,7 @@ def finetune(
     return summary._replace(seconds=time.monotonic() - started)
 
 
-def stack_folder():
+def temporary_folder():
     """Make a folder for a training of which nothing is kept."""
     return tempfile.mkdtemp(prefix="hybridna-")
 
@@ -220,7 +222,7 @@ def _read(train, valid, test, columns, genome, longest, rna, need_labels):
 
     def read(source, columns):
         if isinstance(source, Table):
-            return source
+            return mark_rows(source, longest, rna)
         return read_labelled(source, columns, genome=genome, need_labels=need_labels, longest=longest, rna=rna)
 
     plain = columns._replace(split=None)
@@ -290,7 +292,7 @@ def _find_shared(rows, tables, strict):
         count = count_shared(rows["train"], rows[name])
         if not count:
             continue
-        shared[name] = count
+        shared[f"shared_{name}"] = count
         what = f"{count:,} of {len(rows[name]):,} sequences, or their reverse complements, stand in training too"
         if strict:
             raise DataError(what, where=tables[name].path, hint="take them out, or leave out --strict")
@@ -320,7 +322,7 @@ def _average(found):
     names = [name for name in found[0] if name not in ("seed", "best_step")]
     values = {name: np.array([one[name] for one in found]) for name in names}
     values = {name: value for name, value in values.items() if np.isfinite(value).all()}
-    sd = {name: float(value.std(ddof=1)) for name, value in values.items()} if len(found) > 1 else {}
+    sd = {f"{name}_sd": float(value.std(ddof=1)) for name, value in values.items()} if len(found) > 1 else {}
     return {name: float(value.mean()) for name, value in values.items()}, sd
 
 
@@ -329,9 +331,10 @@ def spell_measures(summary):
     names = [name for name in summary.by_seed[0] if name != "seed"]
     lines = ["\t".join(["seed", *names])]
     lines += ["\t".join([str(one["seed"]), *(f"{one[name]:.6g}" for name in names)]) for one in summary.by_seed]
-    for word, table in (("mean", summary.measures), ("sd", summary.sd)):
+    for word, table, end in (("mean", summary.measures, ""), ("sd", summary.sd, "_sd")):
         if table:
-            lines.append("\t".join([word, *(f"{table[name]:.6g}" if name in table else "" for name in names)]))
+            cells = [f"{table[name + end]:.6g}" if name + end in table else "" for name in names]
+            lines.append("\t".join([word, *cells]))
     return "\n".join(lines) + "\n"
 
 

@@ -107,12 +107,17 @@ def read_labelled(path, columns=Columns(), *, genome=None, need_labels=True, lon
     else:
         header, lines = _open_table(path)
         table = _read_columns(path, header, lines, columns, genome, need_labels)
-    rows = [_check(row, table, longest, rna) for row in table.rows]
+    return mark_rows(table, longest, rna)
+
+
+def mark_rows(table, longest=None, rna=False):
+    """Return a Table whose rows that cannot be read are marked and warned of; options as in `read_labelled`."""
+    rows = [_check(row, longest, rna) for row in table.rows]
     if not rows:
-        raise DataError("no row", where=path, hint="is it the right file?")
+        raise DataError("no row", where=table.path, hint="is it the right file?")
     for row in rows:
         if row.status != "ok":
-            warn(row.status, f"{path}:{row.line}: {_reason(row, longest)}; marked {row.status}")
+            warn(row.status, f"{table.where(row)}: {_reason(row, longest)}; marked {row.status}")
     return table._replace(rows=[row if row.status == "ok" else row._replace(sequence="") for row in rows])
 
 
@@ -260,7 +265,7 @@ def _fetch(row, region, genome):
     return row._replace(sequence=reverse_complement(bases) if region.strand == "-" else bases)
 
 
-def _check(row, table, longest, rna):
+def _check(row, longest, rna):
     """Mark a row whose sequence cannot be read; else its letters in upper case."""
     if row.status != "ok":
         return row

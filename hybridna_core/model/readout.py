@@ -88,11 +88,13 @@ class Predictor(nn.Module):
 
     model  HybridLM
     seed   of the head's first weights
+
+    `adapters` holds what a training has merged into the network, by name.
     """
 
     def __init__(self, model, config, seed=0):
         super().__init__()
-        self.backbone, self.config = model, config
+        self.backbone, self.config, self.adapters = model, config, {}
         kind = {"linear": LinearHead, "mlp": MLPHead, "cnn": CNNHead}[config.head]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -162,7 +164,8 @@ def read_features(predictor, sequences, batch_size="auto"):
     pool = Pool("per-base" if config.is_per_base else config.reading)
     embedder = Embedder(predictor.backbone, pool, config.echo, batch_size=batch_size)
     for _, vectors in embedder.embed((f"sequence {i + 1}", encode(text)) for i, text in enumerate(sequences)):
-        yield vectors[0]
+        # A copy, as one base read backwards keeps a stride that torch refuses.
+        yield vectors[0].copy()
 
 
 @torch.no_grad()
@@ -177,6 +180,9 @@ def predict_outputs(predictor, given, batch_size="auto", *, stop=None, progress=
     for i, vector in enumerate(features):
         if stop is not None and stop():
             return None
+        if vector.ndim == 2:
+            # Without what it is filled up with: one sum the more, even of zeros, can round otherwise.
+            vector = vector[~np.isnan(vector[:, 0])]
         found[i] = predictor.head(torch.from_numpy(vector)[None].to(predictor.device))[0].double().cpu().numpy()
         if progress is not None:
             progress(i + 1, len(given))

@@ -11,7 +11,7 @@ import torch
 
 from hybridna_core.errors import DataError, ModelError
 from hybridna_core.model.labels import add_labels, label_posterior, label_tokens
-from hybridna_core.model.lora import add_lora
+from hybridna_core.model.lora import add_lora, lora_tensors, merge_lora
 from hybridna_core.model.readout import HeadConfig, Predictor, predict_outputs
 from hybridna_core.task_metrics import choose_metric, measure
 from hybridna_core.tokenizer import LabelPosition
@@ -80,6 +80,9 @@ def tune_head(model, config, scheme, sets, folder, fingerprint, *, seed=0, preci
         count=count, examine=examine, metric=choose_metric(task, config.metric), patience=config.patience,
     )  # fmt: skip
     position = _fit(predictor, tuning, config, model, folder, fingerprint, precision, progress)
+    # Measured as it will be used: with the adapters merged.
+    predictor.adapters = {name: tensor.clone() for name, tensor in lora_tensors(predictor.backbone).items()}
+    merge_lora(predictor.backbone)
     measures = {}
     for name in [name for name in ("valid", "test") if name in sets]:
         outputs = predict_outputs(predictor, rows[name])

@@ -1,0 +1,71 @@
+"""Measures of predictions, against what can be worked out and against other libraries."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as learn
+
+from hybridna_core.errors import UsageError
+from hybridna_core.task_metrics import choose_metric, is_better, measure, probabilities
+
+
+def test_two_classes():
+    # Logits whose second class has chances 0.9, 0.2, 0.6, 0.3.
+    chance = np.array([0.9, 0.2, 0.6, 0.3])
+    outputs = np.log(np.column_stack([1 - chance, chance]))
+    assert np.allclose(probabilities("classification", outputs)[:, 1], chance)
+    found = measure("classification", [1, 0, 0, 1], outputs)
+    assert found["accuracy"] == 0.5 and found["mcc"] == 0 and found["f1"] == 0.5
+    # Of the four pairs, 0.9 is above both negatives, 0.3 above one.
+    assert found["auroc"] == 0.75
+    assert found["loss"] == pytest.approx(-np.log([0.9, 0.8, 0.4, 0.3]).mean())
+
+
+def test_three_classes_agree_with_scikit_learn():
+    random = np.random.default_rng(0)
+    truth, outputs = random.integers(3, size=50), random.normal(size=(50, 3))
+    found = measure("classification", truth, outputs)
+    chance = probabilities("classification", outputs)
+    assert found["auroc"] == pytest.approx(learn.roc_auc_score(truth, chance, multi_class="ovr"))
+    assert found["mcc"] == pytest.approx(learn.matthews_corrcoef(truth, chance.argmax(1)))
+    assert found["f1"] == pytest.approx(learn.f1_score(truth, chance.argmax(1), average="macro"))
+
+
+def test_several_labels():
+    truth = np.array([[1, 0, 0], [0, 0, 1], [1, 0, 1], [0, 0, 0]])
+    outputs = np.array([[2.0, 1, -1], [1, 1, 3], [3, -1, 1], [-1, 2, -2]])
+    found = measure("multilabel", truth, outputs)
+    # The second label has no positive and is left out of the mean.
+    assert found["auroc"] == 1.0 and found["auprc"] == 1.0
+    assert found["loss"] == pytest.approx(learn.log_loss(truth.ravel(), probabilities("multilabel", outputs).ravel()))
+
+
+def test_numbers():
+    random = np.random.default_rng(1)
+    truth = random.normal(size=(40, 2)).round(1)
+    outputs = truth + random.normal(size=(40, 2))
+    found = measure("regression", truth, outputs, scale=[2.0, 3.0])
+    assert found["pearson"] == pytest.approx(np.mean([stats.pearsonr(*x)[0] for x in zip(truth.T, outputs.T)]))  # noqa: B905
+    assert found["spearman"] == pytest.approx(np.mean([stats.spearmanr(*x)[0] for x in zip(truth.T, outputs.T)]))  # noqa: B905
+    assert found["r2"] == pytest.approx(learn.r2_score(truth, outputs))
+    assert found["mse"] == pytest.approx(((outputs - truth) ** 2 * [4.0, 9.0]).mean())
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+def test_what_is_not_defined_is_nan(task):
+    truth = {"classification": [1, 1], "multilabel": [[1], [1]], "regression": [[0.5], [0.5]]}[task]
+    outputs = np.array([[0.0, 1.0], [0.5, 0.2]]) if task == "classification" else np.array([[0.1], [0.7]])
+    found = measure(task, truth, outputs)
+    name = "pearson" if task == "regression" else "auroc"
+    assert math.isnan(found[name]) and math.isfinite(found["loss"])
+
+
+def test_which_is_better():
+    assert is_better("mcc", 0.5, 0.4) and not is_better("mcc", 0.4, 0.4) and is_better("loss", 0.4, 0.5)
+    assert is_better("mcc", math.nan, None) and is_better("mcc", -1.0, math.nan)
+    assert not is_better("mcc", math.nan, 0.1) and not is_better("mcc", math.nan, math.nan)
+    assert choose_metric("regression") == "pearson" and choose_metric("classification", "f1") == "f1"
+    with pytest.raises(UsageError, match="did you mean auroc"):
+        choose_metric("multilabel", "auroc_")
