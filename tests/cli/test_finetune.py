@@ -69,9 +69,9 @@ def test_predictions_do_not_depend_on_batch_order_or_labels(call, tuned, tmp_pat
         ("auto", "a.tsv", ["auto"]),
         ("b", "b.tsv", [2]),
     ):
-        code, _, _ = call("predict", tuned, table, "-o", f"{name}.tsv", "--batch-size", *words)
+        code, _, _ = call("predict", tuned, table, "-o", f"out-{name}.tsv", "--batch-size", *words)
         assert code == 0
-        found[name] = (tmp_path / f"{name}.tsv").read_text().splitlines()[1:]
+        found[name] = (tmp_path / f"out-{name}.tsv").read_text().splitlines()[1:]
     assert found["1"] == found["3"] == found["auto"]
     plain = [line.split("\t")[1:] for line in found["1"]]
     assert [line.split("\t")[1:] for line in found["b"]] == plain[::-1]
