@@ -60,6 +60,13 @@ def score_variants(
             help="Write HD_DIST, how far the two alleles' mean hidden vectors lie apart, too.",
         ),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration", metavar="FILE", show_default=False,
+            help="A file of hybridna calibrate: write HD_PCT and HD_PHRED, the place among matched alleles, too.",
+        ),
+    ] = None,
     regions: Annotated[
         str | None,
         typer.Option(
@@ -140,9 +147,9 @@ def score_variants(
         report.summary = core.score_variants(
             vcf, fasta_ref, output, output_type=output_type, write_index=write_index, model=model, window=window,
             horizon=horizon, stride=stride, per_strand=per_strand, embedding_distance=embedding_distance,
-            regions=regions, regions_file=regions_file, check_ref=check_ref, rename_chrs=rename_chrs,
-            haplotypes=haplotypes, phase=phase, info_prefix=info_prefix, replace=replace, skipped=skipped,
-            strict=strict, fail_on=fail_on, no_version=no_version, device=device, dtype=dtype, force=force,
-            dry_run=dry_run, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
+            calibration=calibration, regions=regions, regions_file=regions_file, check_ref=check_ref,
+            rename_chrs=rename_chrs, haplotypes=haplotypes, phase=phase, info_prefix=info_prefix, replace=replace,
+            skipped=skipped, strict=strict, fail_on=fail_on, no_version=no_version, device=device, dtype=dtype,
+            force=force, dry_run=dry_run, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

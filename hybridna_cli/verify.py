@@ -32,6 +32,13 @@ def verify(
             help="Bundled model, a model folder of ours, or a published HybriDNA folder.",
         ),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration", metavar="FILE", show_default=False,
+            help="The calibration that the file was scored with: compare percentiles, too.",
+        ),
+    ] = None,
     sample: Annotated[
         int, typer.Option("--sample", metavar="N", help="Scored alleles to compute again, drawn from all.")
     ] = 100,
@@ -65,7 +72,8 @@ def verify(
 
     with reporting("verify", quiet, summary_json) as report:
         report.summary = core.verify(
-            vcf, fasta_ref, model=model, sample=sample, seed=seed, tolerance=tolerance, info_prefix=info_prefix,
-            rename_chrs=rename_chrs, device=device, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
+            vcf, fasta_ref, model=model, calibration=calibration, sample=sample, seed=seed, tolerance=tolerance,
+            info_prefix=info_prefix, rename_chrs=rename_chrs, device=device, rebuild_index=rebuild_index,
+            other_letters=other_letters, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

@@ -21,6 +21,7 @@ _PUBLIC = {
     "leakage": "commands.leakage",
     "score_variants": "commands.score_variants",
     "saturate": "commands.saturate",
+    "calibrate": "commands.calibrate",
     "verify": "commands.verify",
     "explain": "commands.explain",
     "evaluate_genome": "commands.evaluate",

@@ -58,6 +58,12 @@ FIELDS = {
         "{Distance} distance of the embeddings of reference and alternative, each the mean of the hidden vectors of "
         "all bases read, mean of both reading directions",
     ),
+    "PCT": Field(
+        "Float", "pct", "percentile",
+        "percent: (r + 1) / (n + 1), where r of n matched alleles of the calibration have a {prefix}LLR as low or "
+        "lower",
+    ),
+    "PHRED": Field("Float", "phred", "phred", "-10 log10 of {prefix}PCT / 100: high where few alleles are so low"),
 }  # fmt: skip
 BASIC_FIELDS = ("LLR", "EDGE", "ST")
 # FORMAT fields, one value for each haplotype of a call.
@@ -66,13 +72,13 @@ HAPLOTYPE_FIELDS = {
     "{horizon} bases apart, together",
     "EPI": "{prefix}HAP minus the sum of the same alternatives alone, counted over the same bases",
 }
-# Further fields that an earlier run may have left, wrong beside new scores.
-OTHER_FIELDS = ("PCT", "PHRED")
 
 
-def choose_fields(per_strand=False, embedding_distance=None):
+def choose_fields(per_strand=False, embedding_distance=None, calibration=None):
     """Return the keys of FIELDS that a run writes, in order."""
-    return (*BASIC_FIELDS, *["FWD", "REV"] * per_strand, *["DIST"] * (embedding_distance is not None))
+    optional = {"DIST": embedding_distance, "PCT": calibration, "PHRED": calibration}
+    asked = (name for name, option in optional.items() if option is not None)
+    return (*BASIC_FIELDS, *["FWD", "REV"] * per_strand, *asked)
 
 
 def check_fields(header, prefix, fields, replace, path, haplotypes=False):
@@ -88,7 +94,7 @@ def check_fields(header, prefix, fields, replace, path, haplotypes=False):
 
 def strip_header(header, prefix):
     """Take the fields and run lines of an earlier run under the same prefix out of a header."""
-    stale = {("INFO", prefix + name) for name in (*FIELDS, *OTHER_FIELDS)}
+    stale = {("INFO", prefix + name) for name in FIELDS}
     stale |= {("FORMAT", prefix + name) for name in HAPLOTYPE_FIELDS}
 
     def is_stale(declaration):
@@ -182,7 +188,7 @@ def find_stale(record, prefix, replace, path):
     info = record.columns[7]
     if to_bytes(prefix) not in info:
         return ()
-    names = [to_bytes(prefix + name) for name in (*FIELDS, *OTHER_FIELDS)]
+    names = [to_bytes(prefix + name) for name in FIELDS]
     present = {field.partition(b"=")[0] for field in info.split(b";")}
     found = [name for name in names if name in present]
     if found and not replace:
@@ -249,18 +255,18 @@ class ScoreTable:
 
     lines    `##` lines before the column names
     fields   keys of FIELDS
-    with_id  with a column for the record's ID
+    labels   columns between alt and those of the fields, such as id
     is_bgzf  in bgzip blocks
 
-    Columns: #chrom pos ref alt [id], then those of the fields; pos counts from 1; `.` where there is no number. A bgzip
-    one in order can be indexed: tabix -s 1 -b 2 -e 2.
+    Columns: #chrom pos ref alt, labels, then those of the fields; pos counts from 1; `.` where there is no number. A
+    bgzip one in order can be indexed: tabix -s 1 -b 2 -e 2.
     """
 
-    def __init__(self, handle, lines, *, fields=BASIC_FIELDS, with_id=False, is_bgzf=False):
+    def __init__(self, handle, lines, *, fields=BASIC_FIELDS, labels=(), is_bgzf=False):
         self.fields = [FIELDS[name] for name in fields]
         self.bgzf = BgzfWriter(handle) if is_bgzf else None
         self.sink = self.bgzf or handle
-        names = ["#chrom", "pos", "ref", "alt", *["id"] * with_id, *(field.column for field in self.fields)]
+        names = ["#chrom", "pos", "ref", "alt", *labels, *(field.column for field in self.fields)]
         self.sink.write(to_bytes("".join(f"{line}\n" for line in (*lines, "\t".join(names)))))
 
     def __enter__(self):
@@ -271,7 +277,7 @@ class ScoreTable:
             self.bgzf.close()
 
     def add(self, keys, score):
-        """Write one allele. keys: contig, pos, ref, alt and perhaps the ID, as bytes"""
+        """Write one allele. keys: contig, pos, ref, alt and the labels, as bytes"""
         self.sink.write(b"\t".join([*keys, *(to_bytes(field.spell(score)) for field in self.fields)]) + b"\n")
 
     def write_record(self, record, scores):

@@ -33,6 +33,7 @@ class Score(NamedTuple):
     is_edge                a contig end shortened what was read
     has_unknown            what was read held unknown bases
     distance               of the pooled hidden vectors of reference and alternative, mean of the strands
+    percentile, phred      where llr lies among matched alleles
     """
 
     status: str
@@ -42,6 +43,8 @@ class Score(NamedTuple):
     reverse: float | None = None
     has_unknown: bool = False
     distance: float | None = None
+    percentile: float | None = None
+    phred: float | None = None
 
 
 class Plan(NamedTuple):
@@ -98,8 +101,9 @@ def read_config(model):
 class Scorer:
     """Scores alleles; alleles of one place and neighbours share what is read of the reference.
 
-    distance  one of DISTANCES, to measure how far the embeddings of the two alleles lie apart, too
-    tokens    read so far
+    distance     one of DISTANCES, to measure how far the embeddings of the two alleles lie apart, too
+    calibration  Calibration to find a score's place in
+    tokens       read so far
 
     What is read together is laid out by the place alone, one row per pass, so that a score depends on nothing but its
     variant. Without a model nothing is read but all is counted, and scores are 0.
@@ -107,8 +111,9 @@ class Scorer:
 
     KEPT = 4
 
-    def __init__(self, model, genome, plan, config=None, distance=None):
+    def __init__(self, model, genome, plan, config=None, distance=None, calibration=None):
         self.model, self.genome, self.plan, self.distance, self.tokens = model, genome, plan, distance, 0
+        self.calibration = calibration
         bos = (config or model.config).bos_token_id
         self.opening = np.array([] if bos is None else [bos], dtype=np.int64)
         self.passes = collections.OrderedDict()
@@ -132,7 +137,8 @@ class Scorer:
             raise GuardError("the model gives no finite number", where=where, hint="hybridna models check FOLDER")
         is_edge = len(values) < 2 or any(c.is_short for c in comparisons)
         has_unknown = any(c.unknown_share > 0 for c in comparisons)
-        return Score(allele.status, llr, is_edge, values.get("+"), values.get("-"), has_unknown, distance)
+        place = () if self.calibration is None else self.calibration.rank(variant, llr, self.genome)
+        return Score(allele.status, llr, is_edge, values.get("+"), values.get("-"), has_unknown, distance, *place)
 
     def compare(self, contig, comparison, plan=None):
         """Return log P(alternative) - log P(reference) in one direction, nats. plan: of the reading if not the own"""

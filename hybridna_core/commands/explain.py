@@ -81,6 +81,9 @@ def spell_meaning(path, run, names):
         "EDGE": "1: a contig's end shortened what was read, so the score rests on less",
         "ST": "ok; swapped: the genome holds ALT, and the sign is that of the record; else why there is no score",
         "FWD": "the direction left to right alone", "REV": "the direction right to left alone",
+        "PCT": "percent of matched alleles (same trinucleotide and change, or same length put in or taken out) of "
+        f"{run.get('Calibration')} that score as low or lower, counting itself; 1: lower than 99 of 100",
+        "PHRED": "-10 log10 of that share, 20 for one in a hundred, 0 for the highest",
         "DIST": f"{run.get('Distance')} distance of the two alleles' embeddings, 0 for equal ones; each is the mean of "
         "the model's last hidden vectors over all bases read, and the two directions are averaged",
     }  # fmt: skip

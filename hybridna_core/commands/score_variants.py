@@ -14,6 +14,7 @@ import shlex
 import time
 from typing import NamedTuple
 
+from hybridna_core.calibration import Calibration
 from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
@@ -82,8 +83,8 @@ class Summary(NamedTuple):
 def score_variants(
     vcf, fasta_ref, output="-", *, model="base", window=None, horizon=None, stride=1, per_strand=False,
     output_type=None, write_index=False, regions=None, regions_file=None, check_ref="w", rename_chrs=None,
-    embedding_distance=None, info_prefix="HD_", replace=False, skipped=None, strict=False, fail_on=None,
-    no_version=False, force=False, device="auto", dtype="float32", dry_run=False, rebuild_index=False,
+    embedding_distance=None, calibration=None, info_prefix="HD_", replace=False, skipped=None, strict=False,
+    fail_on=None, no_version=False, force=False, device="auto", dtype="float32", dry_run=False, rebuild_index=False,
     other_letters=None, rna=False, allow_missing_eof=False, allow_nonfinite=False, haplotypes=False, phase="r",
     progress=None,
 ):  # fmt: skip
@@ -98,6 +99,8 @@ def score_variants(
     stride         prefixes begin at multiples of it
     per_strand     write HD_FWD and HD_REV, too
     embedding_distance  "cosine" or "l2": write HD_DIST, the distance of the two alleles' embeddings, too
+    calibration    file of calibrate, made with the same model, window, horizon, stride and reference: write HD_PCT and
+                   HD_PHRED, where the score lies among those of matched alleles, too
     regions        `chr:beg-end`, 1-based inclusive, comma-separated or a list; regions_file: a table or BED of them
     check_ref      where REF is not what the genome has: e stop, w mark, x mark as excluded, s swap where ALT fits
     rename_chrs    table of contig names, old and new, for records named otherwise than the genome
@@ -123,12 +126,19 @@ def score_variants(
     plan = make_plan(config, window, horizon, stride)
     renames = read_renames(rename_chrs) if rename_chrs is not None else {}
     wanted = read_regions(regions, regions_file)
-    fields, tally = choose_fields(per_strand, embedding_distance), Tally()
+    fields, tally = choose_fields(per_strand, embedding_distance, calibration), Tally()
     facts = {} if embedding_distance is None else {"Distance": embedding_distance}
+    matched = None
+    if calibration is not None:
+        matched = Calibration(calibration, allow_missing_eof)
+        matched.check_plan(plan)
+        facts |= matched.describe()
     with (
         open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome,
         VcfReader(vcf, regions=wanted, allow_missing_eof=allow_missing_eof) as reader,
     ):
+        if matched is not None:
+            matched.check_reference(genome)
         if kind not in TABLES:
             check_fields(reader.header, info_prefix, fields, replace, vcf, haplotypes)
         if haplotypes:
@@ -153,12 +163,19 @@ def score_variants(
             )
         if is_name(model):
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
+        if matched is not None:
+            matched.check_model(model)
         used = contigs_in_use(ahead, is_whole, reader.header, genome, renames)
-        asked = {"rename_chrs": rename_chrs, "embedding_distance": embedding_distance, "info_prefix": info_prefix}
+        asked = {
+            "rename_chrs": rename_chrs,
+            "embedding_distance": embedding_distance,
+            "calibration": calibration,
+            "info_prefix": info_prefix,
+        }
         options = spell_options(vcf, fasta_ref, model, plan, check_ref, per_strand, joint, asked)
         if joint is not None:
             facts["Haplotypes"] = joint.rule
-        scorer = Scorer(model, genome, plan, distance=embedding_distance)
+        scorer = Scorer(model, genome, plan, distance=embedding_distance, calibration=matched)
         with contextlib.ExitStack() as stack:
             index = None
             if write_index:
@@ -172,7 +189,7 @@ def score_variants(
                 run_line = spell_run(genome, model, plan, used, facts)
                 lines = [] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"]
                 if kind == "t":
-                    writer = ScoreTable(handle, lines, fields=fields, with_id=True, is_bgzf=is_bgzip_name(output))
+                    writer = ScoreTable(handle, lines, fields=fields, labels=("id",), is_bgzf=is_bgzip_name(output))
                 else:
                     writer = ScoreParquet(handle, output, lines, fields, {"horizon": plan.horizon, **facts})
             else:

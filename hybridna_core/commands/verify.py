@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hybridna_core.calibration import Calibration
 from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
@@ -43,8 +44,8 @@ class Summary(NamedTuple):
 
 
 def verify(
-    vcf, fasta_ref, *, model=None, sample=100, seed=0, tolerance=1e-4, info_prefix="HD_", rename_chrs=None,
-    device="auto", rebuild_index=False, other_letters=None, rna=False, allow_missing_eof=False,
+    vcf, fasta_ref, *, model=None, calibration=None, sample=100, seed=0, tolerance=1e-4, info_prefix="HD_",
+    rename_chrs=None, device="auto", rebuild_index=False, other_letters=None, rna=False, allow_missing_eof=False,
     allow_nonfinite=False, progress=None,
 ):  # fmt: skip
     """Compute a sample of a file's scores again and compare; return a Summary.
@@ -52,6 +53,7 @@ def verify(
     vcf          VCF, VCF.gz or BCF that score_variants wrote
     fasta_ref    the reference that it was scored with
     model        name, folder, or a loaded model; what the header names when None
+    calibration  the file that it was scored with, without which percentiles are not compared
     sample       scored alleles to compute again, drawn evenly from all
     seed         of the draw
     tolerance    difference allowed, as a share of the score or in nats, whichever is more; ten times that share of a
@@ -80,6 +82,7 @@ def verify(
         plan = make_plan(model.config, *(int(run[key]) for key in ("Window", "Horizon", "Stride")))
         distance = run.get("Distance")
         check_distance(distance)
+        matched = read_calibration(calibration, run, vcf)
         scorer, largest, wrong = Scorer(model, genome, plan, distance=distance), 0.0, []
         for number, (record, index) in enumerate(drawn, start=1):
             check_ref = "s" if value_of(record, info_prefix, "ST", index) == "swapped" else "w"
@@ -87,6 +90,8 @@ def verify(
             found = scorer.score(alleles[index])
             difference, text = compare_score(record, index, found, info_prefix, tolerance)
             largest = max(largest, difference)
+            if matched is not None and not text:
+                text = compare_place(record, index, matched, alleles[index], found, genome, info_prefix, tolerance)
             wrong += [text] if text else []
             if progress is not None:
                 progress(number, len(drawn))
@@ -170,9 +175,45 @@ def load_named(model, run, device, allow_nonfinite, path):
     return model
 
 
+def read_calibration(path, run, vcf):
+    """Return the Calibration that a run used, None where it used none or `path` is None."""
+    if "CalibrationSHA256" not in run:
+        if path is not None:
+            raise UsageError("the file was scored without one", where="--calibration", hint=f"leave it out for {vcf}")
+        return None
+    if path is None:
+        warn("not-compared", f"{vcf}: percentiles are not compared; give --calibration {run.get('Calibration')}")
+        return None
+    calibration = Calibration(path)
+    if calibration.digest != run["CalibrationSHA256"]:
+        what = f"is not the calibration that the file was scored with (SHA-256 {run['CalibrationSHA256']})"
+        raise DataError(what, where=path, hint=f"that was called {run.get('Calibration')}")
+    return calibration
+
+
+def compare_place(record, index, calibration, allele, found, genome, prefix, tolerance):
+    """Return what is wrong with an allele's percentile and phred, or "": they may move as far as the score may."""
+    allowed = tolerance * max(1.0, abs(found.llr))
+    bounds = [calibration.rank(allele.variant, found.llr + step, genome) for step in (-allowed, allowed)]
+    where = f"{record.contig}:{record.pos} {record.ref}>{(record.alts or ['.'])[index]}"
+    for name, (a, b) in zip(("PCT", "PHRED"), zip(*bounds, strict=True), strict=True):
+        text = value_of(record, prefix, name, index)
+        if a is None and text is None:
+            continue
+        try:
+            is_there = min(a, b) - 1e-3 <= float(text) <= max(a, b) + 1e-3
+        except (TypeError, ValueError):
+            is_there = False
+        if not is_there:
+            return f"{where} {prefix}{name} is {text}, now {a}"
+    return ""
+
+
 def compare_score(record, index, found, prefix, tolerance):
     """Compare an allele's fields with a Score; return the largest difference in nats and what is wrong, or ""."""
-    numbers = {name: getattr(found, field.attribute) for name, field in FIELDS.items() if field.kind == "Float"}
+    # Percentile and phred follow from the score: compare_place.
+    names = [name for name, field in FIELDS.items() if field.kind == "Float" and name not in ("PCT", "PHRED")]
+    numbers = {name: getattr(found, FIELDS[name].attribute) for name in names}
     where = f"{record.contig}:{record.pos} {record.ref}>{(record.alts or ['.'])[index]}"
     status = value_of(record, prefix, "ST", index)
     if status != found.status:
