@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak experiments coding speed card
+.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak experiments coding speed card
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -65,6 +65,10 @@ card: .venv/bin/hybridna
 BASES ?= 2000000000
 store-soak: .venv/bin/hybridna
 	.venv/bin/python tests/store_soak.py $(SCRATCH)/store-soak $(BASES)
+
+# Memory of score-variants from ten thousand to a million records, with a stub for the network.
+vcf-soak: .venv/bin/hybridna
+	.venv/bin/python tests/vcf_soak.py 10000 1000000
 
 slow: .venv/bin/pytest
 	.venv/bin/python -m pytest -q -m slow
