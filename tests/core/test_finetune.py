@@ -28,8 +28,10 @@ from hybridna_core.model.readout import HeadConfig, Predictor, pad_rows
 from hybridna_core.task_files import load_predictor, read_labels
 from hybridna_core.tokenizer import LabelPosition
 from hybridna_core.train import loop
+from hybridna_core.train.fit import fit
 from hybridna_core.train.loop import count_bases, loss_sum
 from hybridna_core.train.tuning import Tuning, balance, make_loss
+from hybridna_core.tune_config import TuneConfig
 
 QUICK = {"device": "cpu", "epochs": 3, "lr": 1e-2, "batch_size": 16}
 
@@ -198,6 +200,27 @@ def test_vectors_of_a_frozen_network_are_read_once(base, task, tmp_path, monkeyp
     (tmp_path / "kept" / names[0]).write_bytes(b"\x93NUMPY")
     with pytest.raises(DataError, match=r"features-.*\.npy: is damaged; delete it"):
         finetune(task, tmp_path / "c", model=base, freeze=True, cache=tmp_path / "kept", **QUICK)
+
+
+def test_the_best_weights_stay_in_the_model(tmp_path):
+    """Measures that are made up: the third of four is the best, and a later equal one is not better."""
+    predictor = Predictor(random_model(), HeadConfig(SMALL.hidden_size, 2))
+    predictor.backbone.requires_grad_(False)
+    features = np.random.default_rng(0).normal(size=(8, SMALL.hidden_size)).astype(np.float32)
+    seen, values = [], iter([0.1, 0.5, 0.6, 0.6])
+
+    def examine(model, stop):
+        seen.append({name: value.clone() for name, value in model.head.state_dict().items()})
+        return {"mcc": next(values), "auroc": math.nan}
+
+    loss, count = make_loss("classification")
+    tuning = Tuning(features, torch.arange(8) % 2, epochs=4, batch_size=4, loss=loss, count=count, examine=examine,
+                    metric="mcc")  # fmt: skip
+    run = TuneConfig(freeze=True).loop("toy", 8, tuning.epoch_steps, 1)
+    position = fit(predictor, tuning, run, tmp_path, {"settings": {}, "data": "", "model": ""})
+    assert position["best"] == {"step": 6, "value": 0.6, "measured": 8} and position["waited"] == 1
+    assert len(seen) == 4 and not torch.equal(seen[2]["weight"], seen[3]["weight"])
+    assert all(torch.equal(value, seen[2][name]) for name, value in predictor.head.state_dict().items())
 
 
 # --- Stops -----------------------------------------------------------------------------------------------------------

@@ -136,6 +136,6 @@ def test_without_a_start_token():
     made = Predictor(model, HeadConfig(SMALL.hidden_size, 2, echo="same"))
     with torch.no_grad():
         found = made.features(pad_rows([made.tokens("ACG"), made.tokens("T")]))
-        due = model(torch.tensor([[*encode("ACGACG")]]))[0][0, 3:].mean(0)
+        due = model(torch.from_numpy(encode("ACGACG")).long()[None])[0][0, 3:].mean(0)
     assert torch.allclose(found[0], due, rtol=1e-4, atol=1e-5)
     assert dataclasses.asdict(made.config)["echo"] == "same"
