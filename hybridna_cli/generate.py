@@ -9,9 +9,9 @@ from hybridna_cli.options import (
     AllowMissingEof,
     AllowNonfinite,
     Device,
+    DryRun,
     Dtype,
     Force,
-    Model,
     Output,
     Quiet,
     RebuildIndex,
@@ -24,7 +24,13 @@ from hybridna_cli.options import (
 
 def generate(
     output: Output = "-",
-    model: Model = "base",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--model", metavar="NAME", show_default="base; with --label the bundled one that knows it",
+            help="Bundled model, a model folder of ours, or a published HybriDNA folder.",
+        ),
+    ] = None,
     label: Annotated[
         str | None, typer.Option("--label", metavar="DIGITS", help="Label to write for, such as 300.")
     ] = None,
@@ -44,13 +50,31 @@ def generate(
         ),
     ] = None,
     length: Annotated[
-        int, typer.Option("--length", metavar="BASES", help="Bases to generate after the prompt.")
-    ] = 200,
+        int | None,
+        typer.Option(
+            "--length", metavar="BASES", show_default="200, or those of the template",
+            help="Bases to generate after the prompt.",
+        ),
+    ] = None,
     num_beams: Annotated[
         int | None,
         typer.Option(
             "--num-beams", "--beams", metavar="N", show_default=False,
             help="Beam search with N beams, best first; 1 is greedy. Without it: sampling.",
+        ),
+    ] = None,
+    beam_groups: Annotated[
+        int | None,
+        typer.Option(
+            "--beam-groups", metavar="N", show_default=False,
+            help="Divide the beams into N groups, each kept off what the earlier ones chose.",
+        ),
+    ] = None,
+    diversity_penalty: Annotated[
+        float | None,
+        typer.Option(
+            "--diversity-penalty", metavar="NATS", show_default="1",
+            help="Nats off a base for each earlier group whose beams all chose it at that place.",
         ),
     ] = None,
     temperature: Annotated[
@@ -66,10 +90,51 @@ def generate(
             "--top-p", metavar="P", show_default=False, help="Sample from the fewest bases that reach probability P."
         ),
     ] = None,
+    gc: Annotated[
+        str | None,
+        typer.Option("--gc", metavar="LOW:HIGH", show_default=False, help="Share of G and C, such as 0.4:0.6."),
+    ] = None,
+    max_homopolymer: Annotated[
+        int | None,
+        typer.Option("--max-homopolymer", metavar="N", show_default=False, help="Longest run of one base."),
+    ] = None,
+    forbid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--forbid", metavar="SITES", show_default=False,
+            help="Sites that may stand on neither strand: IUPAC letters or enzymes, such as GAATTC,BsaI.",
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template", metavar="IUPAC", show_default=False, help="One letter per generated base; N is any base."
+        ),
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require", metavar="MOTIFS", show_default=False,
+            help="Motifs that must stand there: CCAAT anywhere, ATG@1 from the first base, TATAWAW@-30 from the 30th "
+            "before the end.",
+        ),
+    ] = None,
     seed: Seed = 0,
+    table: Annotated[
+        str | None,
+        typer.Option("--table", metavar="FILE", show_default=False, help="Write the certificates to a TSV as well."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", metavar="FILE", show_default=False,
+            help="FASTA of known sequences, such as the training set; the nearest to each design is named.",
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     threads: Threads = None,
+    dry_run: DryRun = False,
     force: Force = False,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
@@ -78,17 +143,19 @@ def generate(
     allow_missing_eof: AllowMissingEof = False,
     allow_nonfinite: AllowNonfinite = False,
 ):  # fmt: skip
-    """Generate DNA after a label or a prompt; FASTA out.
+    """Generate DNA after a label or a prompt, within constraints; FASTA out.
 
-    Each record says its log-probability (nats, over A, C, G and T, given label and prompt), its GC share and
-    how it was made.
+    Each record is certified: log-probability (nats, over A, C, G and T, given label and prompt) read again in one
+    plain pass, GC share, longest run, forbidden sites, the nearest other design, and how it was made.
     """
     from hybridna_core.commands import generate as core
 
     with reporting("generate", quiet, summary_json) as report:
         report.summary = core.generate(
             output, model=model, label=label, prompt=prompt, prompts=prompts, num_sequences=num_sequences,
-            length=length, num_beams=num_beams, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-            device=device, dtype=dtype, force=force, rebuild_index=rebuild_index, rna=rna,
+            length=length, num_beams=num_beams, beam_groups=beam_groups, diversity_penalty=diversity_penalty,
+            temperature=temperature, top_k=top_k, top_p=top_p, gc=gc, max_homopolymer=max_homopolymer, forbid=forbid,
+            template=template, require=require, seed=seed, table=table, reference=reference, device=device,
+            dtype=dtype, dry_run=dry_run, force=force, rebuild_index=rebuild_index, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

@@ -484,6 +484,17 @@ def read_own_folder(folder):
     return manifest, config, tokenizer, headers
 
 
+def read_structure(name_or_folder):
+    """Return the ModelConfig and Tokenizer of a name or folder, ours or published, without loading its weights."""
+    folder = resolve_folder(name_or_folder)
+    if is_own_folder(folder):
+        return read_description(folder)
+    from hybridna_core.hf_weights import plan_import
+
+    plan = plan_import(folder)
+    return plan.config, plan.tokenizer
+
+
 def read_description(folder):
     """Read config.json and tokenizer.json of a folder of ours; check versions, code keys and sizes."""
     folder = Path(folder)

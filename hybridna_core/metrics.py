@@ -107,3 +107,48 @@ def cross_validate(features, positive, clusters, *, folds=5, penalty=1.0, seed=0
             weights = fit_logistic(features[~here], positive[~here], penalty=penalty)
             found[here] = features[here] @ weights[:-1] + weights[-1]
     return found, fold
+
+
+def nearest(sequence, others, skip=None):
+    """Return the index of the text most like a sequence, the first of equals, and its edit distance; None without any.
+
+    others  list of str
+    skip    index that is left out, such as the sequence's own
+    """
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import extractOne
+
+    if skip is not None:
+        others = [*others[:skip], None, *others[skip + 1 :]]
+    found = extractOne(sequence, others, scorer=Levenshtein.distance)
+    return None if found is None else (found[2], found[1])
+
+
+def pairwise_distances(sequences):
+    """Return the edit distance of every two sequences, each pair once. (n,) str -> (n (n - 1) / 2,) int32"""
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
+
+    return cdist(sequences, sequences, scorer=Levenshtein.distance)[np.triu_indices(len(sequences), 1)]
+
+
+def kmer_spectrum(sequences, k):
+    """Return how large a share of the k-mers of sequences each of the 4^k is, in alphabetic order; N is skipped."""
+    digits = np.full(256, -1, dtype=np.int64)
+    digits[[ord(base) for base in "ACGT"]] = range(4)
+    counts = np.zeros(4**k)
+    for sequence in sequences:
+        letters = digits[np.frombuffer(sequence.encode(), dtype=np.uint8)]
+        if len(letters) >= k:
+            windows = np.lib.stride_tricks.sliding_window_view(letters, k)
+            windows = windows[(windows >= 0).all(axis=1)]
+            counts += np.bincount(windows @ 4 ** np.arange(k - 1, -1, -1), minlength=4**k)
+    return counts / max(counts.sum(), 1)
+
+
+def jensen_shannon(p, q):
+    """Return the Jensen-Shannon distance of two distributions, 0 to 1: the root of the divergence in bits."""
+    middle = (p + q) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = [np.nansum(np.where(x > 0, x * np.log2(x / middle), 0)) for x in (p, q)]
+    return float(np.sqrt(max(0.0, sum(parts) / 2)))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hybridna_core.checkpoint import is_own_folder, read_description, resolve_folder
+from hybridna_core.checkpoint import read_structure
 from hybridna_core.data.variants import Haplotype, Piece, compare
 from hybridna_core.errors import GuardError, UsageError, nearest
 from hybridna_core.model.likelihood import read
@@ -88,14 +88,7 @@ def name_model(model):
 
 def read_config(model):
     """Return the ModelConfig of a loaded model, or of a name or folder without loading it."""
-    if not is_name(model):
-        return model.config
-    folder = resolve_folder(model)
-    if is_own_folder(folder):
-        return read_description(folder)[0]
-    from hybridna_core.hf_weights import plan_import
-
-    return plan_import(folder).config
+    return read_structure(model)[0] if is_name(model) else model.config
 
 
 class Scorer:

@@ -21,6 +21,7 @@ RANKS = {
     "checkpoint": 4, "hf_weights": 4, "metrics": 4, "train": 5,
     "scoring": 6, "score_fields": 6, "skipped": 6, "effect_plot": 6, "score_parquet": 7, "haplotype_scores": 7,
     "calibration": 7,
+    "automaton": 4, "constraints": 5, "certificate": 6, "search": 6, "generation": 7,
     "commands": 8, "__init__": 9,
 }  # fmt: skip
 COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate"}

@@ -31,6 +31,12 @@ class Reading(NamedTuple):
         """Keep the given rows, in that order. rows (n,) int64"""
         return Reading(self.state.select(rows), self.logits.index_select(0, rows))
 
+    @classmethod
+    def gather(cls, parts):
+        """Keep the given rows of several readings of one length, one after the other. parts: list of (reading, rows)"""
+        logits = torch.cat([reading.logits.index_select(0, rows) for reading, rows in parts])
+        return cls(ModelState.gather([(reading.state, rows) for reading, rows in parts]), logits)
+
     def next_log_probs(self):
         """Log-probabilities of the next base over A, C, G, T, nats. (batch, 4) float64"""
         return base_log_probs(self.logits).double()

@@ -1,6 +1,6 @@
 """What the network carries between calls.
 
-ModelState.start -> model(tokens, state) -> repeat | select | snapshot -> model(more tokens, state)
+ModelState.start -> model(tokens, state) -> repeat | select | gather | snapshot -> model(more tokens, state)
 """
 
 from typing import NamedTuple
@@ -72,6 +72,22 @@ class ModelState(NamedTuple):
     def select(self, rows):
         """Keep the given rows, in that order, repeats allowed. rows (n,) int64"""
         return ModelState(tuple(_select(layer, rows) for layer in self.layers), self.length)
+
+    @classmethod
+    def gather(cls, parts):
+        """Keep the given rows of several states of one length, one after the other. parts: list of (state, rows)"""
+        if len(parts) == 1:
+            return parts[0][0].select(parts[0][1])
+        layers = []
+        for i, first in enumerate(parts[0][0].layers):
+            pieces = [_select(state.layers[i], rows) for state, rows in parts]
+            if isinstance(first, MambaState):
+                joined = torch.cat([piece.conv for piece in pieces]), torch.cat([piece.gather() for piece in pieces])
+                layers.append(MambaState(*joined))
+            else:
+                keys, values = (torch.cat([piece[j] for piece in pieces]) for j in (0, 1))
+                layers.append(first._replace(keys=keys, values=values))
+        return cls(tuple(layers), parts[0][0].length)
 
     def snapshot(self):
         """Return a state that later steps cannot change: Mamba states copied, keys and values as they are.

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import markov_log_prob, markov_model, random_model, uniform_model
 
-from hybridna_core.commands import generate as module
-from hybridna_core.commands.generate import choose, generate, generate_sequences, uniforms
+from hybridna_core import search as module
+from hybridna_core.commands.generate import generate, generate_sequences
 from hybridna_core.errors import DataError, GuardError, UsageError
 from hybridna_core.model.likelihood import read
+from hybridna_core.model.state import bytes_per_row
+from hybridna_core.search import choose, uniforms
 from hybridna_core.tokenizer import LabelPosition, encode
 
 TABLE = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.4, 0.1], [0.7, 0.1, 0.1, 0.1], [0.05, 0.15, 0.5, 0.3]])
@@ -38,6 +40,16 @@ def plain_log_prob(model, sequence, head=(2,)):
     """Log-probability of a sequence after the given tokens, in one pass of its own."""
     tokens = torch.tensor([[*head, *encode(sequence).tolist()]])
     return float(read(model, tokens)[0][0, len(head) :].sum())
+
+
+def edit_distance(a, b):
+    """Levenshtein's distance, by the plain table."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            last, row[j] = row[j], min(last + (x != y), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
 
 
 def refused(kind=UsageError, code=2, **options):
@@ -279,7 +291,7 @@ def test_f6_beams_over_memory_are_refused_before_the_run(monkeypatch):
 
 
 def test_f6_the_estimate_covers_the_state(model):
-    per_row = module.bytes_per_row(model.config, 100)
+    per_row = bytes_per_row(model.config, 100)
     _, reading = read(model, torch.full((3, 100), 7))
     assert reading.state.nbytes == 3 * per_row
 
@@ -301,7 +313,7 @@ def test_f12_not_finite_predictions_stop_the_run():
 
 def test_a_log_probability_that_does_not_hold_stops_the_run(model, monkeypatch):
     true = module.next_log_probs
-    monkeypatch.setattr(module, "next_log_probs", lambda *a: true(*a) + 0.01)
+    monkeypatch.setattr(module, "next_log_probs", lambda reading: true(reading) + 0.01)
     assert "while generating" in refused(GuardError, 6, model=model, n=1, length=20)
 
 
@@ -316,10 +328,13 @@ def test_fasta_out(model, tmp_path):
         progress=lambda done, total: ticks.append((done, total)),
     )  # fmt: skip
     designs = generate_sequences(model, prompt="ACGT", n=2, length=90, temperature=0.8, top_k=3, seed=4)
+    run = max(len(list(letters)) for _, letters in itertools.groupby(designs[0].sequence))
+    distance = edit_distance(designs[0].sequence, designs[1].sequence)
     lines = out.read_text().splitlines()
     assert lines[0] == (
-        f">design_1 status=ok log_prob={designs[0].log_prob:.4f} gc={designs[0].gc:.3f} prompt_bases=4 "
-        "method=sample seed=4 temperature=0.8 top_k=3 model=toy:000000000000"
+        f">design_1 status=ok log_prob={designs[0].log_prob:.4f} length=94 gc={designs[0].gc:.3f} "
+        f"longest_homopolymer={run} forbidden_sites=0 nearest_design=design_2 design_distance={distance} "
+        "prompt_bases=4 method=sample temperature=0.8 top_k=3 seed=4 model=toy:000000000000"
     )
     assert lines[1] + lines[2] == designs[0].sequence and len(lines[1]) == 80
     assert summary.to_dict().keys() == {
