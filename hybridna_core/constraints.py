@@ -203,7 +203,7 @@ def compile_constraints(constraints, prompt, length):
     if automaton.is_satisfiable:
         return automaton
     core = constraints.parts()
-    for option in list(core):
+    for option in reversed(list(core)):
         rest = {name: part for name, part in core.items() if name != option}
         if not _build(_merge(rest.values()), prompt, length).is_satisfiable:
             core = rest
