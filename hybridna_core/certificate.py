@@ -69,7 +69,9 @@ class Certificate(NamedTuple):
 
     def to_row(self, model_digest):
         """Return the line of the table; a value that there is none of is a point."""
-        values = {"name": self.name, "model_sha256": model_digest, "sequence": self.sequence, **self.fields}
+        values = {"name": self.name, "sequence": self.sequence, **self.fields}
+        if "model" in values:
+            values["model_sha256"] = model_digest
         return "\t".join(_spell(key, values[key]) if key in values else "." for key in table_columns()) + "\n"
 
 

@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, replace
 
-from hybridna_core.certificate import Reference, certify, table_columns
+from hybridna_core.certificate import Certificate, Reference, certify, table_columns
 from hybridna_core.checkpoint import (
     bundled_names,
     choose_device,
@@ -18,7 +18,7 @@ from hybridna_core.checkpoint import (
     read_structure,
 )
 from hybridna_core.data.genome import open_genome
-from hybridna_core.data.writers import check_output, fasta_record, open_output
+from hybridna_core.data.writers import check_output, open_output
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.generation import check_prompt, make_designs, make_plan, start_tokens, why_unusable
 from hybridna_core.memory import spell_bytes
@@ -102,10 +102,11 @@ def generate(
         add("\t".join(table_columns()) + "\n")
         for i, ((name, given), reason) in enumerate(zip(named, reasons, strict=True)):
             if reason is not None:
-                handle.write(fasta_record(name, given, {"status": reason}).encode())
-                continue
-            designs = make_designs(model, plan, label, given, share(progress, i, len(named)))
-            for certificate in certify(name, designs, plan.constraints, compared, how):
+                designs, certificates = [], [Certificate(name, given, {"status": reason})]
+            else:
+                designs = make_designs(model, plan, label, given, share(progress, i, len(named)))
+                certificates = certify(name, designs, plan.constraints, compared, how)
+            for certificate in certificates:
                 handle.write(certificate.to_record().encode())
                 add(certificate.to_row(model.digest))
             log_probs += [design.log_prob for design in designs]

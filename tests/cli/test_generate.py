@@ -91,6 +91,16 @@ def test_the_same_command_gives_the_same_bytes(folder, tmp_path):
     (["--prompts", "x.fa", "--prompt", "A"], 2, "--prompts: one of --prompt and --prompts, not both"),
     (["-o", "absent/out.fa"], 5, "absent/out.fa: the folder "),
     (["-o", "."], 2, ".: the output is a folder; give a file name inside it"),
+    (["--num-beams", "4", "--beam-groups", "2", "--diversity-penalty", "nan"], 2, "--diversity-penalty: is nan, must"),
+    (["--num-beams", "4", "--diversity-penalty", "1"], 2, "--diversity-penalty: is between groups of beams; give --b"),
+    (["--gc", "0.6"], 2, "--gc: is '0.6', must be two shares; such as 0.4:0.6"),
+    (["--forbid", "EcoR"], 2, "--forbid: 'EcoR' is neither IUPAC letters nor an enzyme; did you mean Eco"),
+    (["--template", "NNX"], 2, "--template: letter 'X' at position 3 of 'NNX' is no IUPAC letter"),
+    (["--template", "NNN", "--length", "5"], 2, "--template: has 3 letters, but 5 bases are generated; --length 3"),
+    (["--require", "TATA@500"], 2, "--require: TATA@500 does not fit into 200 bases"),
+    (["--table", "x.csv"], 2, "x.csv: the table is a TSV; end its name in .tsv"),
+    (["--table", "a.tsv", "-o", "./a.tsv"], 2, "--table: is the output, too"),
+    (["--reference", "absent.fa"], 5, "absent.fa: no such file"),
     (["--dtype", "float12"], 2, "float12"),
     (["--device", "cpu:9"], 2, "device 'cpu:9' is unknown; one of auto, cpu, cuda"),
 ])  # fmt: skip
@@ -101,6 +111,27 @@ def test_faults(folder, tmp_path, monkeypatch, capsys, words, code, line):
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("hybridna generate: error: ") and line in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_f11_unsatisfiable_before_the_model_loads(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hybridna_core.commands.generate.load_model", None)
+    monkeypatch.chdir(tmp_path)
+    assert (
+        generate(folder, "--gc", "0.9:1", "--max-homopolymer", "4", "--require", "AAWAA,WWWWW", "--length", "40") == 2
+    )
+    line = "no sequence of 40 bases satisfies --gc 0.9:1 and --require AAWAA; loosen one of them\n"
+    assert capsys.readouterr().err == f"hybridna generate: error: {line}"
+
+
+def test_a_dry_run_loads_no_model_and_writes_nothing(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hybridna_core.commands.generate.load_model", None)
+    monkeypatch.chdir(tmp_path)
+    assert generate(folder, "--num-beams", "50", "--length", "30", "--gc", "0.4:0.6", "--dry-run", "-o", "x.fa") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("hybridna generate: sequences 10, bases 300, seconds ")
+    assert "memory about " in captured.err and "time about " in captured.err
+    assert list(tmp_path.iterdir()) == []
+    assert generate(folder, "--label", "45", "--dry-run") == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

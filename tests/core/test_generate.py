@@ -16,6 +16,7 @@ from toys import markov_log_prob, markov_model, random_model, uniform_model
 from hybridna_core import search as module
 from hybridna_core.commands.generate import generate, generate_sequences
 from hybridna_core.errors import DataError, GuardError, UsageError
+from hybridna_core.metrics import pairwise_distances
 from hybridna_core.model.likelihood import read
 from hybridna_core.model.state import bytes_per_row
 from hybridna_core.search import choose, uniforms
@@ -40,16 +41,6 @@ def plain_log_prob(model, sequence, head=(2,)):
     """Log-probability of a sequence after the given tokens, in one pass of its own."""
     tokens = torch.tensor([[*head, *encode(sequence).tolist()]])
     return float(read(model, tokens)[0][0, len(head) :].sum())
-
-
-def edit_distance(a, b):
-    """Levenshtein's distance, by the plain table."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, start=1):
-            last, row[j] = row[j], min(last + (x != y), row[j] + 1, row[j - 1] + 1)
-    return row[-1]
 
 
 def refused(kind=UsageError, code=2, **options):
@@ -329,7 +320,7 @@ def test_fasta_out(model, tmp_path):
     )  # fmt: skip
     designs = generate_sequences(model, prompt="ACGT", n=2, length=90, temperature=0.8, top_k=3, seed=4)
     run = max(len(list(letters)) for _, letters in itertools.groupby(designs[0].sequence))
-    distance = edit_distance(designs[0].sequence, designs[1].sequence)
+    distance = int(pairwise_distances([design.sequence for design in designs])[0])
     lines = out.read_text().splitlines()
     assert lines[0] == (
         f">design_1 status=ok log_prob={designs[0].log_prob:.4f} length=94 gc={designs[0].gc:.3f} "
