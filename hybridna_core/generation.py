@@ -11,10 +11,13 @@ import torch
 
 from hybridna_core.certificate import Design
 from hybridna_core.constraints import Constraints, compile_constraints, parse_constraints
+from hybridna_core.data.inputs import warn
 from hybridna_core.errors import GuardError, UsageError
 from hybridna_core.memory import spell_bytes
+from hybridna_core.model.labels import label_posterior
 from hybridna_core.model.likelihood import read
 from hybridna_core.search import SAMPLE_ROWS, Beams, Found, Sampling, count_slice, draw_block, search_beams
+from hybridna_core.task_files import read_labels
 from hybridna_core.tokenizer import decode, encode
 
 LENGTH_LIMIT = 10**9
@@ -191,8 +194,21 @@ def make_designs(model, plan, label, prompt, progress=None):
         found = search_beams(model, reading, plan.length, plan.beams, automaton, advance, at_once)
     pairs = list(zip(found.ids, found.log_probs, strict=True))[: plan.count]
     designs = [_finish(model, head, ids, claimed, label, prompt) for ids, claimed in pairs]
+    frequencies = None if label is None else read_labels(model)
+    if frequencies is not None:
+        designs = [design._replace(posterior=_posterior(model, design, frequencies)) for design in designs]
     # Beams whose sums differ only by rounding may change places once read again; Python's sort keeps ties in order.
     return designs if plan.beams is None else sorted(designs, key=lambda design: -design.log_prob)
+
+
+def _posterior(model, design, frequencies):
+    """Return the probability of a design's label given its sequence; 0 for a label that no row of training had."""
+    labels = list(frequencies)
+    if design.label not in labels:
+        what = f"no sequence that the model was trained on has the label {design.label}; its posterior is 0"
+        warn("unseen-label", what)
+        return 0.0
+    return float(label_posterior(model, design.sequence, frequencies)[0][labels.index(design.label)])
 
 
 def _finish(model, head, ids, claimed, label, prompt):

@@ -144,15 +144,21 @@ def save_labelled_model(folder, model, frequencies, *, card, extra, force=False)
 
 def read_labels(model):
     """Return {label: rows in training} of a loaded network; None for one that was not trained on labels."""
-    path = None if model.folder is None else Path(model.folder) / LABELS
-    if path is None or not path.is_file():
+    table = None if model.folder is None else read_scheme(model.folder)
+    if table is None:
         return None
-    found = _read_part(path, {"frequencies"})["frequencies"]
-    for label, count in found.items():
+    for label, count in table["frequencies"].items():
         model.tokenizer.encode_label(label)
         if type(count) is not int or count < 1:
-            raise ModelError(f"label {label}: {count!r} is no number of rows", where=path)
-    return found
+            where = Path(model.folder) / LABELS
+            raise ModelError(f"label {label}: {count!r} is no number of rows", where=where)
+    return table["frequencies"]
+
+
+def read_scheme(folder):
+    """Return what a folder says of its labels: `positions` (name, meaning, values), `rows`, `frequencies`; or None."""
+    path = Path(folder) / LABELS
+    return _read_part(path, {"positions", "rows", "frequencies"}) if path.is_file() else None
 
 
 def digest_weights(model):

@@ -4,6 +4,7 @@ name or folder -> manifest or published headers -> lines and tables; import -> r
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from hybridna_core.errors import HybriDNAError, UsageError
 from hybridna_core.hf_weights import OFFICIAL_ELEMENTS, Report, load_published, plan_import, stored_dtype
 from hybridna_core.weight_files import check_inside
 
-CARD_BYTES_LIMIT = 2**20
+CARD_BYTES_LIMIT, LABELS_SHOWN = 2**20, 16
 
 
 class ModelLine(NamedTuple):
@@ -74,6 +75,7 @@ class ModelAbout:
     config: dict
     card: str = ""
     report: Report | None = None
+    scheme: dict | None = None
 
     def to_dict(self):
         return {**vars(self), "report": self.report and self.report.to_dict()}
@@ -93,6 +95,7 @@ class ModelAbout:
         yield f"attention   {c['num_attention_heads']} query heads, {c['num_key_value_heads']} key/value heads"
         yield f"context     {c['max_position_embeddings']:,} tokens"
         yield f"vocabulary  {c['vocab_size']}; labels: {self.labels}"
+        yield from self._label_lines()
         if self.digest:
             yield f"weights     SHA-256 {self.digest}"
         if self.written_by:
@@ -102,6 +105,22 @@ class ModelAbout:
         if self.card:
             yield ""
             yield self.card.rstrip("\n")
+
+    def _label_lines(self):
+        """Spell the labels that the model was trained on: what each digit says, and how often each label stood."""
+        if self.scheme is None:
+            return
+        for number, position in enumerate(self.scheme["positions"], start=1):
+            values, meaning = position["values"], position["meaning"]
+            yield f"digit {number}     {position['name']}: {values[0]}-{values[-1]}" + (
+                f", {meaning}" if meaning else ""
+            )
+        counts = self.scheme["frequencies"]
+        possible = math.prod(len(position["values"]) for position in self.scheme["positions"])
+        yield f"trained on  {self.scheme['rows']:,} sequences with {len(counts):,} of {possible:,} labels"
+        shown = sorted(counts, key=lambda label: (-counts[label], label))[:LABELS_SHOWN]
+        more = f", and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
+        yield "            " + ", ".join(f"{label} ({counts[label]:,})" for label in shown) + more
 
 
 def show_model(name):
@@ -125,7 +144,17 @@ def show_model(name):
         labels=tokenizer.describe_labels(),
         config=config.to_dict(),
         card=card,
+        scheme=_read_scheme(folder),
     )
+
+
+def _read_scheme(folder):
+    if not (Path(folder) / "labels.json").is_file():
+        return None
+    # Imported here, as it brings torch with it.
+    from hybridna_core.task_files import read_scheme
+
+    return read_scheme(folder)
 
 
 def _read_card(folder):

@@ -21,7 +21,8 @@ from hybridna_core.checkpoint import load_model, save_model
 from hybridna_core.config import PRESETS, ModelConfig
 from hybridna_core.hf_check import read_probes
 from hybridna_core.model.hybrid import HybridLM
-from hybridna_core.tokenizer import encode
+from hybridna_core.task_files import save_labelled_model
+from hybridna_core.tokenizer import LabelPosition, encode
 
 
 @pytest.fixture
@@ -107,6 +108,19 @@ class TestShow:
         assert facts["mamba"] == "2 heads x 32, state 1 groups x 8"
         assert facts["weights"] == f"SHA-256 {checkpoint.sha256(toy_model_folder / 'model.safetensors')}"
         assert (toy_model_folder / "README.md").read_text().strip() in out
+
+    def test_the_label_scheme(self, call, tmp_path):
+        positions = [LabelPosition("complex", 5, "quintile of expression in YPD"), LabelPosition("defined", 5)]
+        frequencies = {"00": 7, "44": 1200, "33": 7}
+        save_labelled_model(tmp_path / "yeast", random_model(labels=positions), frequencies, card="# y", extra={})
+        code, out, _ = call("show", tmp_path / "yeast")
+        lines = out.splitlines()
+        assert code == 0 and "vocabulary  22; labels: 2 digits (complex 0-4, defined 0-4)" in lines
+        at = lines.index("digit 1     complex: 0-4, quintile of expression in YPD")
+        assert lines[at + 1 : at + 4] == [
+            "digit 2     defined: 0-4", "trained on  1,214 sequences with 3 of 25 labels",
+            "            44 (1,200), 00 (7), 33 (7)",
+        ]  # fmt: skip
 
     def test_json(self, call, toy_model_folder, tmp_path):
         code, out, _ = call("show", toy_model_folder, "--json", "-")

@@ -4,16 +4,22 @@ toy model -> generate -> table and FASTA read again; distances by the plain defi
 """
 
 import itertools
+import math
 
 import pytest
+import torch
 from constrained import satisfies
 from toys import random_model
 
 from hybridna_core.certificate import Design, Reference, certify, read_certificate, table_columns
-from hybridna_core.commands.generate import generate
+from hybridna_core.checkpoint import load_model
+from hybridna_core.commands.generate import generate, generate_sequences
 from hybridna_core.constraints import parse_constraints
 from hybridna_core.errors import DataError, GuardError
 from hybridna_core.metrics import jensen_shannon, kmer_spectrum, nearest, pairwise_distances
+from hybridna_core.model.likelihood import read
+from hybridna_core.task_files import save_labelled_model
+from hybridna_core.tokenizer import LabelPosition, encode
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +104,35 @@ def test_a_single_design_has_no_neighbour():
 def test_a_design_that_breaks_a_constraint_stops_the_run():
     with pytest.raises(GuardError, match="x_1: does not satisfy --forbid"):
         certify("x", [Design("GGAATTCC", -3.0, 0.5, None, 0)], parse_constraints(forbid="EcoRI"), None, {})
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A model of the labels 00 to 22, trained on four of them."""
+    folder = tmp_path_factory.mktemp("models") / "labelled"
+    known = random_model(6, layer_types=("mamba",), labels=[LabelPosition("a", 3), LabelPosition("b", 3)])
+    save_labelled_model(folder, known, FREQUENCIES, card="# x", extra={})
+    return load_model(folder)
+
+
+FREQUENCIES = {"00": 50, "11": 30, "22": 19, "02": 1}
+
+
+def test_the_posterior_of_the_label_by_hand(labelled):
+    for design in generate_sequences(labelled, label="11", prompt="ACG", n=3, length=9):
+        joint = {}
+        for label, count in FREQUENCIES.items():
+            first, second = (int(digit) for digit in label)
+            tokens = torch.tensor([[2, 12 + first, 15 + second, *encode(design.sequence).tolist()]])
+            joint[label] = count * math.exp(float(read(labelled, tokens)[0][0, 3:].sum()))
+        assert design.posterior == pytest.approx(joint["11"] / sum(joint.values()), rel=1e-5)
+    assert generate_sequences(labelled, n=1, length=9)[0].posterior is None
+
+
+def test_a_label_that_no_training_row_had(labelled, tmp_path, caplog):
+    generate(str(tmp_path / "o.fa"), model=labelled, label="20", num_sequences=1, length=9)
+    assert "label=20" in (tmp_path / "o.fa").read_text() and " posterior=0 " in (tmp_path / "o.fa").read_text()
+    assert "no sequence that the model was trained on has the label 20; its posterior is 0" in caplog.text
 
 
 def test_nearest_and_pairs():
