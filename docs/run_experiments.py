@@ -25,7 +25,7 @@ import numpy as np
 
 from hybridna_cli.console import start_progress
 from hybridna_core.checkpoint import load_model
-from hybridna_core.commands.evaluate import choose_windows, counted, model_bits
+from hybridna_core.commands.evaluate_genome import choose_windows, counted, model_bits
 from hybridna_core.commands.pretrain import pretrain
 from hybridna_core.config import ModelConfig, layer_pattern
 from hybridna_core.data.corpus import Stretch, load_species, validation_windows

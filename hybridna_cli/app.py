@@ -47,6 +47,7 @@ LESS_MEMORY = {
     "calibrate": "a smaller --window needs less",
     "verify": "scoring with a smaller --window needs less",
     "evaluate coding": "a smaller --window needs less",
+    "evaluate effects": "a smaller --window needs less",
     "evaluate genome": "a smaller --window needs less",
 }
 # typer exports no base class of its usage errors, and releases differ in whether click itself is installed.

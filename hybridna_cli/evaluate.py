@@ -17,12 +17,29 @@ from hybridna_cli.options import (
     Output,
     Quiet,
     RebuildIndex,
+    RenameChrs,
     Rna,
     Seed,
     SummaryJson,
     Threads,
     Window,
+    check_stdin,
 )
+
+Background = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--background",
+        metavar="FILE",
+        show_default=False,
+        help="FASTA, or run file (.toml) for its training bases, that the order-5 Markov model counts; repeatable.",
+    ),
+]
+ShortWindow = Annotated[int, typer.Option("--window", metavar="BASES", help="Bases read per allele and direction.")]
+Horizon = Annotated[
+    int | None,
+    typer.Option("--horizon", metavar="BASES", show_default="half the window", help="Bases counted of each allele."),
+]
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a model on a task, with simple baselines beside it.")
 
@@ -53,24 +70,9 @@ def coding(
         int, typer.Option("--sites", metavar="N", help="Changes drawn of stop-gained and of synonymous each.")
     ] = 1000,
     missense: Annotated[int, typer.Option("--missense", metavar="N", help="Missense changes drawn beside them.")] = 0,
-    background: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--background",
-            metavar="FILE",
-            show_default=False,
-            help="FASTA, or run file (.toml) for its training bases, that the order-5 Markov model counts; repeatable.",
-        ),
-    ] = None,
-    window: Annotated[
-        int, typer.Option("--window", metavar="BASES", help="Bases read per allele and direction.")
-    ] = 1024,
-    horizon: Annotated[
-        int | None,
-        typer.Option(
-            "--horizon", metavar="BASES", show_default="half the window", help="Bases counted of each allele."
-        ),
-    ] = None,
+    background: Background = None,
+    window: ShortWindow = 1024,
+    horizon: Horizon = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -91,7 +93,7 @@ def coding(
     stop codons, transcripts with a stop inside, bases in more than one transcript. With --variants, a run that was
     stopped goes on when it is called again. The table is TSV, or Markdown where OUTPUT ends in .md.
     """
-    from hybridna_core.commands import evaluate as core
+    from hybridna_core.commands import evaluate_coding as core
 
     with reporting("evaluate coding", quiet, summary_json) as report:
         report.summary = core.evaluate_coding(
@@ -99,6 +101,100 @@ def coding(
             sites=sites, missense=missense, background=background or (), window=window, horizon=horizon, seed=seed,
             device=device, dtype=dtype, force=force, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
+        )  # fmt: skip
+
+
+@evaluate_app.command("effects")
+def effects(
+    vcf: Annotated[str, typer.Argument(metavar="VCF", callback=check_stdin, show_default=False)],
+    fasta_ref: Fasta,
+    output: Output = "-",
+    effect: Annotated[
+        str | None,
+        typer.Option("--effect", metavar="KEY", show_default=False, help="INFO key of the effect that was measured."),
+    ] = None,
+    positive: Annotated[
+        str | None,
+        typer.Option(
+            "--positive", metavar="KEY=VALUE", show_default=False,
+            help="Alleles that AUROC tells from the others; KEY=A,B, KEY!=A, KEY<1e-5 (also <= > >=).",
+        ),
+    ] = None,
+    negative: Annotated[
+        str | None,
+        typer.Option("--negative", metavar="KEY=VALUE", show_default="all others", help="What they are told from."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="KEY=VALUE", show_default=False, help="Use only these alleles; repeatable."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group", metavar="KEY", show_default=False,
+            help="INFO key of groups: compared within, too, and drawn whole for the intervals.",
+        ),
+    ] = None,
+    each_group: Annotated[bool, typer.Option("--each-group", help="Also measure every group alone.")] = False,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--score", metavar="KEY", show_default=False,
+            help="INFO key of a score that is there already; no model reads then; repeatable.",
+        ),
+    ] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option("--variants", metavar="FILE", show_default=False, help="Also write a line per allele, TSV."),
+    ] = None,
+    model: Model = "base",
+    background: Background = None,
+    sites: Annotated[
+        int | None,
+        typer.Option("--sites", metavar="N", show_default="all", help="Places drawn, all alleles of each."),
+    ] = None,
+    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws of each bootstrap.")] = 1000,
+    window: ShortWindow = 1024,
+    horizon: Horizon = None,
+    stride: Annotated[
+        int,
+        typer.Option(
+            "--stride", metavar="BASES",
+            help="Begin what is read at multiples of so many bases; so many neighbours share a reading.",
+        ),
+    ] = 1,
+    seed: Seed = 0,
+    rename_chrs: RenameChrs = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    rebuild_index: RebuildIndex = False,
+    other_letters: OtherLetters = None,
+    rna: Rna = False,
+    allow_missing_eof: AllowMissingEof = False,
+    allow_nonfinite: AllowNonfinite = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    summary_json: SummaryJson = None,
+):  # fmt: skip
+    """Spearman's correlation and AUROC of HD_LLR with effects that a VCF's INFO holds.
+
+    Scores stand beside simple ones of the same alleles (a Markov model, GC gained, transition or not), with 95 %
+    bootstrap intervals: groups drawn whole, without groups places. Correlated are scores with effects, and their sizes
+    with sizes; AUROC is that of the scores turned round (-HD_LLR) and of their sizes. What has no value is NA, with a
+    reason. With --variants, a run that was stopped goes on when it is called again. The table is TSV, or Markdown where
+    OUTPUT ends in .md.
+    """
+    from hybridna_core.commands import evaluate_effects as core
+
+    with reporting("evaluate effects", quiet, summary_json) as report:
+        report.summary = core.evaluate_effects(
+            vcf, fasta_ref, output, model=model, effect=effect, positive=positive, negative=negative,
+            where=where or (), group=group, each_group=each_group, score=score or (), variants=variants,
+            background=background or (), sites=sites, draws=draws, window=window, horizon=horizon, stride=stride,
+            seed=seed, rename_chrs=rename_chrs, device=device, dtype=dtype, force=force, rebuild_index=rebuild_index,
+            other_letters=other_letters, rna=rna, allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite,
+            progress=report.progress,
         )  # fmt: skip
 
 
@@ -129,7 +225,7 @@ def genome(
     Beside them, learning from the measured bases alone: a compressor (GeCo3 or cmix if there is one, else xz) and an
     adaptive mixture of orders 1 to 20 on both strands. The table is TSV, or Markdown where OUTPUT ends in .md.
     """
-    from hybridna_core.commands import evaluate as core
+    from hybridna_core.commands import evaluate_genome as core
 
     with reporting("evaluate genome", quiet, summary_json) as report:
         report.summary = core.evaluate_genome(

@@ -1,6 +1,7 @@
-"""Measures of a score against known classes: numbers only.
+"""Measures of a score against known classes or numbers: numbers only.
 
-scores, classes, strata -> pairs ranked -> AUROC; clusters drawn anew -> its interval; features -> logistic regression
+scores, classes, strata -> pairs ranked -> AUROC; scores, effects -> ranks -> Spearman's correlation; clusters drawn
+anew -> their intervals; features -> logistic regression
 """
 
 import numpy as np
@@ -23,7 +24,27 @@ def auroc_interval(scores, positive, clusters, *, strata=None, draws=1000, level
     clusters  (n,) of anything that sorts, such as the gene that a variant lies in
     level     share of the draws between the bounds
     """
-    found = _ranked(scores, positive, strata)
+    return _bootstrap(_ranked(scores, positive, strata), clusters, draws, level, seed)
+
+
+def spearman(scores, effects, *, strata=None, weights=None):
+    """Return the correlation of the ranks of two numbers, ties sharing theirs; NaN where one of them is constant.
+
+    scores, effects  (n,) float
+    strata           (n,) of anything that sorts: the mean of the correlations within each stratum, which count by size;
+                     those of fewer than three rows, or where one of the two is constant, are left out
+    weights          (n,) how often each counts; 1 when None
+    """
+    return float(_correlated(scores, effects, strata)(weights))
+
+
+def spearman_interval(scores, effects, clusters, *, strata=None, draws=1000, level=0.95, seed=0):
+    """Return the bounds of a bootstrap interval of `spearman`, as `auroc_interval` does."""
+    return _bootstrap(_correlated(scores, effects, strata), clusters, draws, level, seed)
+
+
+def _bootstrap(found, clusters, draws, level, seed):
+    """Bounds between which a function of weights lies when clusters are drawn with replacement."""
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(cluster.max(initial=-1)) + 1
     random = np.random.default_rng(seed)
@@ -61,6 +82,40 @@ def _ranked(scores, positive, strata):
         return np.sum(high * (below + low / 2)) / pairs if pairs else np.nan
 
     return count
+
+
+def _correlated(scores, effects, strata):
+    """Sort once; return a function of weights that correlates the ranks."""
+    columns = [np.asarray(values, dtype=np.float64) for values in (scores, effects)]
+    if any(np.isnan(values).any() for values in columns):
+        raise ValueError("scores or effects hold NaN")
+    size = len(columns[0])
+    _, stratum = np.unique(np.zeros(size) if strata is None else np.asarray(strata), return_inverse=True)
+    count = int(stratum.max(initial=-1)) + 1
+    # One step per different value of a stratum, in order.
+    steps = [np.unique(np.stack([stratum, np.unique(v, return_inverse=True)[1]]), axis=1, return_inverse=True)
+             for v in columns]  # fmt: skip
+    steps = [(pairs[0], step.reshape(-1)) for pairs, step in steps]
+
+    def measure(weights):
+        weights = np.ones(size) if weights is None else np.asarray(weights, dtype=np.float64)
+        total = np.bincount(stratum, weights, minlength=count)
+        ranks = []
+        for stratum_of_step, step in steps:
+            here = np.bincount(step, weights, minlength=len(stratum_of_step))
+            rank = np.cumsum(here) - here / 2 - (np.cumsum(total) - total)[stratum_of_step]
+            # The mean rank is half of all.
+            ranks.append(rank[step] - total[stratum] / 2)
+        products = [
+            np.bincount(stratum, weights * a * b, minlength=count)
+            for a, b in (ranks, (ranks[0], ranks[0]), (ranks[1], ranks[1]))
+        ]
+        spread = np.sqrt(products[1] * products[2])
+        # Ranks are halves, so that what is no constant varies by more than rounding does.
+        used = (spread > 1e-6) & (total >= 3)
+        return np.average(products[0][used] / spread[used], weights=total[used]) if used.any() else np.nan
+
+    return measure
 
 
 def fit_logistic(features, positive, *, penalty=1.0, steps=50):

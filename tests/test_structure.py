@@ -20,11 +20,12 @@ RANKS = {
     "tune_config": 3, "task_files": 4, "task_metrics": 4,
     "checkpoint": 4, "hf_weights": 4, "metrics": 4, "train": 5,
     "scoring": 6, "score_fields": 6, "skipped": 6, "effect_plot": 6, "score_parquet": 7, "haplotype_scores": 7,
+    "baselines": 6, "reports": 6,
     "calibration": 7,
     "automaton": 4, "constraints": 5, "certificate": 6, "search": 6, "generation": 7,
     "commands": 8, "__init__": 9,
 }  # fmt: skip
-COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate"}
+COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate_effects"}
 
 
 def module_name(path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toys import markov_log_prob, markov_model, random_model
 
-from hybridna_core.commands import evaluate
+from hybridna_core.commands import evaluate_coding as evaluate
 from hybridna_core.commands.score_variants import score_variants
 from hybridna_core.data.markov import MarkovModel
 from hybridna_core.errors import UsageError

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hybridna_core.metrics import auroc, auroc_interval, cross_validate, fit_logistic
+from hybridna_core.metrics import auroc, auroc_interval, cross_validate, fit_logistic, spearman, spearman_interval
 
 
 def draw(seed, n=300, values=25):
@@ -52,6 +52,63 @@ def test_auroc_by_hand():
     assert math.isnan(auroc([1.0, 2.0], [True, False], strata=["a", "b"]))
     with pytest.raises(ValueError, match="NaN"):
         auroc([1.0, math.nan], [True, False])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spearman_is_that_of_scipy(seed):
+    stats = pytest.importorskip("scipy.stats")
+    scores, positive, _ = draw(seed)
+    effects = np.random.default_rng(seed + 10).integers(0, 9, len(scores)) + 4 * positive
+    assert spearman(scores, effects) == pytest.approx(stats.spearmanr(scores, effects).statistic, abs=1e-12)
+    # A weight of three is a row that stands three times.
+    weights = np.random.default_rng(seed).integers(0, 4, len(scores))
+    due = stats.spearmanr(np.repeat(scores, weights), np.repeat(effects, weights)).statistic
+    assert spearman(scores, effects, weights=weights) == pytest.approx(due, abs=1e-12)
+
+
+def test_spearman_within_strata():
+    stats = pytest.importorskip("scipy.stats")
+    scores, positive, strata = draw(1)
+    effects = np.random.default_rng(7).normal(size=len(scores)) + positive + 50 * strata
+    effects[strata == 3] = 1.0
+    sizes, found = [], []
+    for stratum in (0, 1, 2, 4, 5):
+        here = strata == stratum
+        sizes.append(here.sum())
+        found.append(stats.spearmanr(scores[here], effects[here]).statistic)
+    named = np.array([f"element {s}" for s in strata])
+    assert spearman(scores, effects, strata=named) == pytest.approx(np.average(found, weights=sizes), abs=1e-12)
+    assert abs(spearman(scores, effects) - spearman(scores, effects, strata=named)) > 0.05
+    # Strata of two tell nothing.
+    assert math.isnan(spearman([1.0, 2.0, 1.0, 2.0], [1.0, 2.0, 2.0, 1.0], strata=[0, 0, 1, 1]))
+
+
+def test_spearman_by_hand():
+    assert spearman([1.0, 5.0, 9.0], [-3.0, -2.0, 7.0]) == pytest.approx(1.0, abs=1e-15)
+    assert spearman([1.0, 5.0, 9.0], [3.0, 2.0, -7.0]) == pytest.approx(-1.0, abs=1e-15)
+    # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4.
+    assert spearman([0.0, 1.0, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0]) == pytest.approx(4.5 / math.sqrt(4.5 * 5), abs=1e-12)
+    assert math.isnan(spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+    assert math.isnan(spearman([1.0, 2.0, 3.0], [0.1, 0.1, 0.1]))
+    with pytest.raises(ValueError, match="NaN"):
+        spearman([1.0, 2.0], [1.0, math.nan])
+
+
+def test_interval_of_spearman_covers_the_truth_and_minds_clusters():
+    random = np.random.default_rng(3)
+    inside = 0
+    for seed in range(40):
+        shared = random.normal(size=150)
+        scores, effects = shared + random.normal(size=150), shared + random.normal(size=150)
+        low, high = spearman_interval(scores, effects, np.arange(150), draws=200, seed=seed)
+        # Two normal numbers that correlate by a half.
+        inside += low < 6 / math.pi * math.asin(0.25) < high
+    assert 33 <= inside <= 40
+    alone = spearman_interval(scores, effects, np.arange(150), draws=300)
+    many = spearman_interval(np.tile(scores, 4), np.tile(effects, 4), np.tile(np.arange(150), 4), draws=300)
+    assert many == pytest.approx(alone, abs=1e-12)
+    rows = spearman_interval(np.tile(scores, 4), np.tile(effects, 4), np.arange(600), draws=300)
+    assert rows[1] - rows[0] < 0.7 * (alone[1] - alone[0])
 
 
 def test_interval_covers_the_truth_and_minds_clusters():

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hybridna_core.commands import evaluate
+from hybridna_core.commands import evaluate_genome as evaluate
 from hybridna_core.config import ModelConfig
 from hybridna_core.data.markov import MarkovModel
 from hybridna_core.model.hybrid import HybridLM
