@@ -202,3 +202,82 @@ def test_coding_annotation_that_does_not_fit(call_coding, tmp_path):
     assert (code, out) == (3, "") and "no CDS is on a contig of c.fa" in err
     code, out, err = call_coding("--codon-table", "1", "--sites", "3", cds="e.gff3")
     assert (code, out) == (5, "") and "e.gff3: no such file" in err
+
+
+@pytest.fixture
+def call_effects(tmp_path, model, capfd, monkeypatch):
+    """Run `evaluate effects` on twelve measured changes; return exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "g.fa").write_text(f">c\n{SEQUENCE}\n")
+    (tmp_path / "b.fa").write_text(f">d\n{'ACGGT' * 60}\n")
+    head = '##fileformat=VCFv4.2\n##INFO=<ID=EFFECT,Number=A,Type=Float,Description="x">\n'
+    alts = {at: "C" if SEQUENCE[at] == "A" else "A" for at in range(50, 62)}
+    lines = [f"c\t{at + 1}\t.\t{SEQUENCE[at]}\t{alt}\t.\t.\tEFFECT={at % 7};G={at // 3}\n" for at, alt in alts.items()]
+    columns = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    (tmp_path / "v.vcf").write_text(head + columns + "".join(lines))
+
+    def call(*options, text=None):
+        if text is not None:
+            (tmp_path / "v.vcf").write_text(head + columns + text)
+        always = ["-f", "g.fa", "-m", model, "--device", "cpu", "--window", "32", "--draws", "20", "-q"]
+        code = run(["evaluate", "effects", "v.vcf", *always, *options])
+        streams = capfd.readouterr()
+        assert "Traceback" not in streams.err
+        return code, streams.out, streams.err
+
+    return call
+
+
+def test_effects_table_variants_and_summary(call_effects, tmp_path):
+    options = ["--effect", "EFFECT", "--positive", "EFFECT<2", "--group", "G", "--background", "b.fa"]
+    code, out, _ = call_effects(*options, "--variants", "v.tsv", "--summary-json", "s.json")
+    assert code == 0
+    header, *rows = (line.split("\t") for line in out.splitlines())
+    names = "score statistic against scope group value low high alleles positives clusters reason"
+    assert header == names.split()
+    scores = ["HD_LLR", "HD_FWD", "HD_REV", "markov", "gc_change", "transition"]
+    sizes, turned = [f"|{name}|" for name in scores], [f"-{name}" for name in scores]
+    due = [(name, "spearman", "EFFECT", scope) for scope in ("all", "within") for name in scores]
+    due += [(name, "spearman", "|EFFECT|", scope) for scope in ("all", "within") for name in sizes]
+    due += [(name, "auroc", "EFFECT<2", scope) for scope in ("all", "within") for name in turned + sizes]
+    assert [tuple(row[:4]) for row in rows] == due
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["measured"], summary["groups"], summary["horizon"]) == (12, 5, 16)
+    first = summary["measures"][0]
+    assert [f"{first[name]:.4f}" for name in ("value", "low", "high")] == rows[0][5:8]
+    lines = (tmp_path / "v.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == ["contig", "pos", "ref", "alt", "group", "effect", "positive", *scores]
+    assert len(lines) == 13
+    assert call_effects(*options, "-o", "t.md")[:2] == (0, "")
+    assert (tmp_path / "t.md").read_text().startswith("| score | statistic |")
+
+
+def test_e28_without_positives_there_is_na(call_effects):
+    code, out, _ = call_effects("--positive", "EFFECT>7")
+    assert code == 0 and {tuple(line.split("\t")[5:8]) for line in out.splitlines()[1:]} == {("NA",) * 3}
+    assert {line.split("\t")[-1] for line in out.splitlines()[1:]} == {"no positives"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "code", "words"),
+    [
+        ([], None, 2, "--effect: nothing to compare the scores with"),
+        (
+            ["--effect", "EFECT"],
+            None,
+            3,
+            "no allele is left to measure (not_measured 12); its header has no INFO EFECT",
+        ),
+        (["--effect", "EFFECT"], "c\t1\t.\tA\tG\t.\t.\tEFFECT=NaN\n", 3, "v.vcf:4: EFFECT is 'NaN', not a finite"),
+        (["--effect", "EFFECT"], "", 3, "v.vcf: no allele is left to measure (no records)"),
+        (["--effect", "EFFECT"], "d\t1\t.\tA\tG\t.\t.\tEFFECT=1\n", 3, "no record has a contig of g.fa"),
+        (["--positive", "EFFECT"], None, 2, "--positive: is 'EFFECT'; KEY=VALUE"),
+        (["--effect", "EFFECT", "--background", "g.fa"], None, 2, "g.fa: is the genome that is measured"),
+        (["--effect", "EFFECT", "--variants", "v.vcf"], None, 2, "the output is the input"),
+        (["--effect", "EFFECT", "--window", "100"], None, 2, "--window"),
+        (["--effect", "EFFECT", "--sites", "0"], None, 2, "--sites: is 0"),
+    ],
+)
+def test_effects_that_do_not_do(call_effects, options, text, code, words):
+    found, out, err = call_effects(*options, text=text)
+    assert (found, out) == (code, "") and "hybridna evaluate effects: error: " in err and words in err

@@ -241,7 +241,7 @@ def test_e28_numbers_that_are_none_stop(made, tmp_path, value):
         run(made, write_vcf(tmp_path / "v.vcf", broken), output=tmp_path / "t.tsv")
     broken[-1] = (*broken[-1][:3], f"EFFECT=1;HD_LLR={value}")
     with pytest.raises(DataError, match=f"HD_LLR is '{value}', not a finite number"):
-        run(made, tmp_path / "v.vcf" if write_vcf(tmp_path / "v.vcf", broken) else None, score=["HD_LLR"])
+        run(made, write_vcf(tmp_path / "v.vcf", broken), score=["HD_LLR"])
     assert not (tmp_path / "t.tsv").exists()
 
 
