@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak experiments coding speed card
+.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak experiments coding effects speed card
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -54,6 +54,11 @@ CDS ?= annotation/candida_auris_b11205_chr1_4_5_6_7.gff3.gz
 SITES ?= 1000
 coding: .venv/bin/hybridna
 	.venv/bin/hybridna evaluate coding -f $(FASTA) --cds $(CDS) --codon-table 12 --background $(RUN) --sites $(SITES)
+
+# Of `effects`: the folder with `variants` and `genomes`; figures are kept in SCRATCH/effects.
+DATA ?= .
+effects: .venv/bin/pytest
+	.venv/bin/python docs/score_effects.py --data $(DATA) --run $(RUN) --out $(SCRATCH)/effects
 
 speed: .venv/bin/hybridna
 	.venv/bin/python docs/time_variants.py
