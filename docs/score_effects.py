@@ -24,7 +24,7 @@ from hybridna_core.checkpoint import load_model
 from hybridna_core.commands.evaluate_effects import evaluate_effects
 
 ROOT = Path(__file__).resolve().parent.parent
-WINDOW, STRIDE, SEED = 1024, 32, 0
+WINDOW, STRIDE, DRAWS, SEED = 1024, 32, 1000, 0
 INTRODUCTION = (
     "Written by `make effects` (docs/score_effects.py); do not edit. How far do zero-shot scores of the bundled "
     "model go with effects that were measured? No effect entered its training. In brackets stand 95 % bootstrap "
@@ -144,8 +144,8 @@ def measure_set(one, sites, model, markov, options):
     begun, progress = time.perf_counter(), start_progress(f"evaluate effects {one.name}")
     found = evaluate_effects(
         options.data / one.vcf, options.data / one.fasta, model=model, background=() if markov is None else markov,
-        sites=sites, variants=options.out / f"{one.name}.tsv", window=WINDOW, stride=STRIDE, seed=SEED, force=True,
-        progress=progress, **one.asked,
+        sites=sites, variants=options.out / f"{one.name}.tsv", draws=DRAWS, window=WINDOW, stride=STRIDE, seed=SEED,
+        force=True, progress=progress, **one.asked,
     )  # fmt: skip
     progress.close()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)

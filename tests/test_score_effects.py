@@ -34,10 +34,10 @@ def options(tmp_path, monkeypatch):
         '[model]\npreset = "tiny"\n[[stage]]\ncontext_length = 64\nsteps = 1\nbatch_tokens = 64\n'
         '[[species]]\nname = "b"\nfasta = "b.fa"\n'
     )
-    lines = [
-        f"c\t{at + 1}\t.\t{contig[at]}\t{'C' if contig[at] == 'A' else 'A'}\t.\t.\tE={random.normal():.3f};U=1;G={at // 100}\n"
-        for at in range(100, 124)
-    ]  # fmt: skip
+    alts = {at: "C" if contig[at] == "A" else "A" for at in range(100, 124)}
+    effects = random.normal(size=300).round(3)
+    infos = {at: f"E={effects[at]};U=1;G={at // 100}" for at in alts}
+    lines = [f"c\t{at + 1}\t.\t{contig[at]}\t{alt}\t.\t.\t{infos[at]}\n" for at, alt in alts.items()]
     head = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
     (tmp_path / "v.vcf").write_text(head + "".join(lines))
     save_model(tmp_path / "toy", random_model(1, layer_types=("mamba",)))
@@ -47,6 +47,7 @@ def options(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(SCRIPT, "SETS", sets)
     monkeypatch.setattr(SCRIPT, "WINDOW", 64)
+    monkeypatch.setattr(SCRIPT, "DRAWS", 25)
     return ["--data", str(tmp_path), "--run", str(tmp_path / "run.toml"), "--model", str(tmp_path / "toy"),
             "--out", str(tmp_path / "out"), "--page", str(tmp_path / "effects.md")]  # fmt: skip
 
