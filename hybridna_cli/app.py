@@ -23,6 +23,7 @@ COMMANDS = {
     "score-variants": "score_variants",
     "embed": "embed",
     "generate": "generate",
+    "merge": "merge",
     "saturate": "saturate",
     "calibrate": "calibrate",
     "verify": "verify",

@@ -45,6 +45,15 @@ def use_threads(value):
     return value
 
 
+def choose_shard(value):
+    """Take `i/n` as it is given, else from the environment of a job; `none` is no shard."""
+    from hybridna_core.data.shards import find_shard
+
+    if value is None:
+        return find_shard(os.environ)
+    return None if value == "none" else value
+
+
 Input = Annotated[str, typer.Argument(metavar="FILE", callback=check_stdin, show_default=False)]
 Fasta = Annotated[
     str,
@@ -57,6 +66,7 @@ Output = Annotated[
     str,
     typer.Option("-o", "--output", metavar="FILE", help="Where to write; its suffix sets the type; - is stdout."),
 ]
+WriteIndex = Annotated[bool, typer.Option("-W", "--write-index", help="Index the output (.tbi, of a BCF .csi).")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Model = Annotated[
     str,
@@ -75,6 +85,13 @@ BatchSize = Annotated[
     typer.Option("--batch-size", metavar="N", callback=parse_batch_size, help="Rows per pass; never changes a result."),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random, 0 to 2^64 - 1.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="i/n", callback=choose_shard, show_default="of the job's environment; none: all",
+        help="Do part i of n, from 1 to n; hybridna merge joins the parts.",
+    ),
+]  # fmt: skip
 Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", callback=use_threads, show_default=False, help="CPU threads to use."),

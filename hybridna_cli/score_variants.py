@@ -23,10 +23,12 @@ from hybridna_cli.options import (
     RebuildIndex,
     RenameChrs,
     Rna,
+    Shard,
     Strict,
     SummaryJson,
     Threads,
     Window,
+    WriteIndex,
 )
 
 
@@ -41,9 +43,7 @@ def score_variants(
             help="VCF, bgzip VCF, BCF, uncompressed BCF; a table, a line per allele; Parquet.",
         ),
     ] = None,
-    write_index: Annotated[
-        bool, typer.Option("-W", "--write-index", help="Index the output (.tbi, of a BCF .csi).")
-    ] = False,
+    write_index: WriteIndex = False,
     model: Model = "base",
     window: Window = None,
     horizon: Horizon = None,
@@ -106,6 +106,7 @@ def score_variants(
         str, typer.Option("--info-prefix", metavar="TEXT", help="What the names of the new fields begin with.")
     ] = "HD_",
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite scores that the input has already.")] = False,
+    shard: Shard = None,
     skipped: Annotated[
         str | None,
         typer.Option(
@@ -149,6 +150,7 @@ def score_variants(
             horizon=horizon, stride=stride, per_strand=per_strand, embedding_distance=embedding_distance,
             calibration=calibration, regions=regions, regions_file=regions_file, check_ref=check_ref,
             rename_chrs=rename_chrs, haplotypes=haplotypes, phase=phase, info_prefix=info_prefix, replace=replace,
+            shard=shard,
             skipped=skipped, strict=strict, fail_on=fail_on, no_version=no_version, device=device, dtype=dtype,
             force=force, dry_run=dry_run, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,

@@ -20,6 +20,7 @@ _PUBLIC = {
     "predict": "commands.predict",
     "leakage": "commands.leakage",
     "score_variants": "commands.score_variants",
+    "merge": "commands.merge",
     "saturate": "commands.saturate",
     "calibrate": "commands.calibrate",
     "verify": "commands.verify",

@@ -3,16 +3,19 @@
 model, Plan -> header lines; Scores of a record -> INFO text, or lines of a table
 """
 
+import hashlib
 import itertools
 import os
 import re
+import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 from hybridna_core.checkpoint import version
 from hybridna_core.data.genotypes import SampleColumns
-from hybridna_core.data.vcf import CONTIG_NAME, BgzfWriter, VcfWriter, to_bytes
+from hybridna_core.data.inputs import warn
+from hybridna_core.data.vcf import CONTIG_NAME, VcfWriter, build_index, open_lines, to_bytes
 from hybridna_core.data.writers import is_stdout
 from hybridna_core.errors import DataError, UsageError
 
@@ -162,6 +165,27 @@ def read_runs(header):
     ]
 
 
+def take_fingerprint(path, header, run, settings):
+    """Return what must stay the same for a run to be gone on with, by names in words; None for a stream.
+
+    path      of the input; None where it is among the settings
+    header    Header of the output, of a table its first lines
+    run       what spell_run gives
+    settings  all else that decides what is written; repr tells them apart
+    """
+    digest = ""
+    if path is not None:
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return {
+        "the version": f"hybridna {version()}, zlib {zlib.ZLIB_RUNTIME_VERSION}", "the input": digest,
+        "the model, the genome or the window": run, "the options": repr(settings),
+        "the header": hashlib.sha256(header.to_bytes()).hexdigest(),
+    }  # fmt: skip
+
+
 def quote(text):
     """Quote a header value; characters that would break the line become their escapes."""
     return '"' + one_line(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -232,17 +256,22 @@ class ScoredVcf:
     fields   those that are written
     replace  fields of an earlier run are taken out; else they are an error
     path     of the input, for messages
+    held     of a file that is gone on with: what `settle` returned
     """
 
-    def __init__(self, handle, kind, header, *, prefix, fields, replace, path):
+    def __init__(self, handle, kind, header, *, prefix, fields, replace, path, held=None):
         self.prefix, self.fields, self.replace, self.path = prefix, fields, replace, path
-        self.writer = VcfWriter(handle, kind, header)
+        self.writer = VcfWriter(handle, kind, header, held)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         self.writer.__exit__(*error)
+
+    def settle(self):
+        """Hand on what was written, as VcfWriter."""
+        return self.writer.settle()
 
     def write_record(self, record, scores):
         """Write a record with the scores of its ALTs."""
@@ -257,24 +286,29 @@ class ScoreTable:
     fields   keys of FIELDS
     labels   columns between alt and those of the fields, such as id
     is_bgzf  in bgzip blocks
+    held     None for a new file; of one that is gone on with, whose header is there, what `settle` returned
 
     Columns: #chrom pos ref alt, labels, then those of the fields; pos counts from 1; `.` where there is no number. A
     bgzip one in order can be indexed: tabix -s 1 -b 2 -e 2.
     """
 
-    def __init__(self, handle, lines, *, fields=BASIC_FIELDS, labels=(), is_bgzf=False):
+    def __init__(self, handle, lines, *, fields=BASIC_FIELDS, labels=(), is_bgzf=False, held=None):
         self.fields = [FIELDS[name] for name in fields]
-        self.bgzf = BgzfWriter(handle) if is_bgzf else None
-        self.sink = self.bgzf or handle
+        self.sink = open_lines(handle, is_bgzf, held)
         names = ["#chrom", "pos", "ref", "alt", *labels, *(field.column for field in self.fields)]
-        self.sink.write(to_bytes("".join(f"{line}\n" for line in (*lines, "\t".join(names)))))
+        if held is None:
+            self.sink.write(to_bytes("".join(f"{line}\n" for line in (*lines, "\t".join(names)))))
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_):
-        if kind is None and self.bgzf is not None:
-            self.bgzf.close()
+        if kind is None:
+            self.sink.close()
+
+    def settle(self):
+        """Return the bytes that wait for their block to be full; all others are handed on."""
+        return self.sink.held
 
     def add(self, keys, score):
         """Write one allele. keys: contig, pos, ref, alt and the labels, as bytes"""
@@ -292,9 +326,34 @@ def is_bgzip_name(path):
     return not is_stdout(path) and os.fspath(path).lower().endswith((".gz", ".bgz"))
 
 
-def name_index(output, kind, genome):
+def check_index(output, is_bgzf, write_index):
+    """Raise UsageError when an index is asked for that cannot be."""
+    if write_index and (not is_bgzf or is_stdout(output)):
+        what = "an index is made for a bgzip VCF or TSV or a BCF in a file"
+        raise UsageError(what, where="--write-index", hint="give -o FILE.vcf.gz, FILE.tsv.gz or FILE.bcf")
+
+
+def check_old_index(output, write_index, force):
+    """Deal with an index of an output that is about to be replaced: refuse, or warn that it will not fit."""
+    for index in () if is_stdout(output) else (f"{output}.tbi", f"{output}.csi"):
+        if os.path.exists(index) and not write_index:
+            warn("old-index", f"{index} will not fit the new output; make it anew (tabix -f)")
+        elif os.path.exists(index) and not force:
+            raise UsageError("the index of the output exists already", where=index, hint="give --force to replace it")
+
+
+def index_output(outputs, path, kind, lengths):
+    """Index what the first of some Outputs holds; return what their `finish` is to rename. lengths: of contigs, bp"""
+    target = name_index(path, kind, lengths)
+    made = outputs.name_aside(f"index{target[-4:]}")
+    outputs.handles[0].flush()
+    build_index(outputs.handles[0].name, made, kind)
+    return [(made, target)]
+
+
+def name_index(output, kind, lengths):
     """Name of an output's index: .tbi, or .csi for BCF and for contigs beyond the reach of .tbi."""
-    is_long = any(length >= TBI_LIMIT for length in genome.contigs.values())
+    is_long = any(length is not None and length >= TBI_LIMIT for length in lengths)
     return f"{output}{'.csi' if kind == 'b' or is_long else '.tbi'}"
 
 

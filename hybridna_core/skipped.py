@@ -5,7 +5,7 @@ Scores of a record -> lines of a table; text of --fail-on -> statuses
 
 from hybridna_core.data.inputs import printable
 from hybridna_core.data.variants import REASONS
-from hybridna_core.data.vcf import BgzfWriter, to_bytes
+from hybridna_core.data.vcf import open_lines, to_bytes
 from hybridna_core.errors import UsageError, nearest
 
 MEANINGS = {
@@ -33,22 +33,27 @@ class SkippedTable:
 
     genome, renames  where bases of the FASTA are shown beside a REF that differs
     is_bgzf          in bgzip blocks
+    held             None for a new file; of one that is gone on with, what `settle` returned
 
     Columns: #chrom pos id ref alt status why; as the record spells them, why in words.
     """
 
-    def __init__(self, handle, genome, renames=None, is_bgzf=False):
+    def __init__(self, handle, genome, renames=None, is_bgzf=False, held=None):
         self.genome, self.renames = genome, renames
-        self.bgzf = BgzfWriter(handle) if is_bgzf else None
-        self.sink = self.bgzf or handle
-        self.sink.write(b"#chrom\tpos\tid\tref\talt\tstatus\twhy\n")
+        self.sink = open_lines(handle, is_bgzf, held)
+        if held is None:
+            self.sink.write(b"#chrom\tpos\tid\tref\talt\tstatus\twhy\n")
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_):
-        if kind is None and self.bgzf is not None:
-            self.bgzf.close()
+        if kind is None:
+            self.sink.close()
+
+    def settle(self):
+        """Return the bytes that wait for their block to be full; all others are handed on."""
+        return self.sink.held
 
     def write_record(self, record, scores):
         """Write the ALTs of a record that have no score."""

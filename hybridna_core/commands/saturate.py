@@ -13,14 +13,24 @@ from typing import NamedTuple
 from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input
+from hybridna_core.data.partial import finish_renaming, hold_outputs
 from hybridna_core.data.regions import is_bed_name, parse_region, read_bed
 from hybridna_core.data.variants import SCORED, Allele, Piece, Variant
-from hybridna_core.data.vcf import build_index
-from hybridna_core.data.writers import atomic_output, check_output, is_stdout, open_output
+from hybridna_core.data.vcf import Header
+from hybridna_core.data.writers import check_output, is_stdout
 from hybridna_core.effect_plot import EffectGrid, check_plot, draw_effects
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.memory import spell_bytes
-from hybridna_core.score_fields import Order, ScoreTable, choose_fields, is_bgzip_name, name_index, one_line, spell_run
+from hybridna_core.score_fields import (
+    Order,
+    ScoreTable,
+    choose_fields,
+    index_output,
+    is_bgzip_name,
+    one_line,
+    spell_run,
+    take_fingerprint,
+)
 from hybridna_core.scoring import Scorer, estimate, is_name, make_plan, name_model, read_config
 from hybridna_core.tokenizer import encode
 
@@ -93,6 +103,7 @@ def saturate(
     is_bed = regions == "-" or is_bed_name(regions) or os.path.exists(regions)
     if not dry_run:
         inputs = (regions if is_bed else None, fasta_ref, rename_chrs)
+        finish_renaming(output)
         check_output(output, inputs=inputs, force=force)
         if plot is not None:
             check_output(plot, inputs=inputs, force=force)
@@ -102,7 +113,10 @@ def saturate(
     plan = make_plan(config, window, horizon, stride)
     renames = read_renames(rename_chrs) if rename_chrs is not None else {}
     tally = {"regions": Counter(), "bases": 0, "statuses": Counter(), "edge": 0, "unknown": 0}
-    with open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome:
+    with (
+        contextlib.nullcontext() if dry_run else hold_outputs([output], force) as outputs,
+        open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome,
+    ):
 
         def find(warned=False):
             if not is_bed:
@@ -128,31 +142,42 @@ def saturate(
             )
         if is_name(model):
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
-        scorer, lines, grid = Scorer(model, genome, plan), [], EffectGrid()
-        if not no_version:
-            used = [name for name in genome.contigs if name in used]
-            command = spell_options(regions, fasta_ref, model, plan, deletions, per_strand, clip, rename_chrs)
-            lines = [spell_run(genome, model, plan, used), f"##hybridna_saturateCommand={command}"]
-        with contextlib.ExitStack() as stack:
-            index = None
-            if write_index:
-                index = stack.enter_context(atomic_output(name_index(output, "t", genome), force=force))
-            handle = stack.enter_context(open_output(output, force))
-            order = Order(regions, "bedtools sort first") if write_index else None
-            with ScoreTable(handle, lines, fields=choose_fields(per_strand), is_bgzf=is_bgzip_name(output)) as table:
-                found = find(warned=is_twice)
-                for region, start, pos, ref, alt, score in score_regions(found, genome, scorer, deletions, tally):
-                    if order is not None:
-                        order.check(region.contig, pos, region.line)
-                    table.add((region.contig.encode(), b"%d" % pos, ref.encode(), alt.encode()), score)
-                    if plot is not None:
-                        grid.add(region, start, ref, alt, score)
-                    if progress is not None:
-                        progress(tally["bases"], total)
-                genome.check_unchanged()
-            if index is not None:
-                handle.flush()
-                build_index(handle.name, index, "t")
+        scorer, used, grid = (
+            Scorer(model, genome, plan),
+            [name for name in genome.contigs if name in used],
+            EffectGrid(),
+        )
+        command = spell_options(regions, fasta_ref, model, plan, deletions, per_strand, clip, rename_chrs)
+        run_line = spell_run(genome, model, plan, used)
+        lines = [] if no_version else [run_line, f"##hybridna_saturateCommand={command}"]
+        fingerprint = None
+        # A plot takes every score, and those of an earlier run are in its table only.
+        if is_twice and plot is None:
+            settings = [command, is_bgzip_name(output), renames]
+            fingerprint = take_fingerprint(regions if is_bed else None, Header(lines), run_line, settings)
+        before, (held,) = outputs.begin(fingerprint)
+        if before is not None:
+            tally.update(before, statuses=Counter(before["statuses"]))
+        done, order = tally["statuses"].total(), Order(regions, "bedtools sort first") if write_index else None
+        options = {"fields": choose_fields(per_strand), "is_bgzf": is_bgzip_name(output), "held": held}
+        with ScoreTable(outputs.handles[0], lines, **options) as table:
+            found = find(warned=is_twice)
+            for region, start, pos, ref, alt, score in score_regions(found, genome, scorer, deletions, tally, done):
+                if order is not None:
+                    order.check(region.contig, pos, region.line)
+                if score is None:
+                    continue
+                table.add((region.contig.encode(), b"%d" % pos, ref.encode(), alt.encode()), score)
+                if outputs.is_due():
+                    genome.check_unchanged()
+                    counts = {name: tally[name] for name in ("statuses", "edge", "unknown")}
+                    outputs.save([table.settle()], {**counts, "records": tally["statuses"].total()})
+                if plot is not None:
+                    grid.add(region, start, ref, alt, score)
+                if progress is not None:
+                    progress(tally["bases"], total)
+            genome.check_unchanged()
+        outputs.finish(index_output(outputs, output, "t", genome.contigs.values()) if write_index else ())
     if plot is not None:
         title = f"{model.name}, window {plan.window:,}, horizon {plan.horizon:,}, stride {plan.stride:,}"
         draw_effects(grid, plot, title=f"hybridna saturate: {title}", deletions=deletions, force=force)
@@ -174,10 +199,11 @@ def check_table(output, write_index):
         raise UsageError("an index is made for a bgzip table", where="--write-index", hint="give -o FILE.tsv.gz")
 
 
-def score_regions(regions, genome, scorer, deletions, tally):
+def score_regions(regions, genome, scorer, deletions, tally, done=0):
     """Yield (region, start, pos, ref, alt, Score) for every allele and keep count.
 
     start: of the base that changes, 0-based; pos: from 1
+    done: alleles that an earlier run has scored and counted, whose Score is None
     """
     for region in regions:
         tally["regions"][region.status] += 1
@@ -185,6 +211,10 @@ def score_regions(regions, genome, scorer, deletions, tally):
             continue
         for start in range(region.start, region.end):
             for pos, ref, alt, allele in change_base(genome, region.contig, start, deletions):
+                if done > 0:
+                    done -= 1
+                    yield region, start, pos, ref, alt, None
+                    continue
                 score = scorer.score(allele)
                 tally["statuses"][score.status] += 1
                 tally["edge"] += score.is_edge is True

@@ -8,6 +8,7 @@ The definition is that of docs/scoring.md; the engine is scoring.Scorer.
 
 import collections
 import contextlib
+import functools
 import itertools
 import os
 import shlex
@@ -18,9 +19,11 @@ from hybridna_core.calibration import Calibration
 from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
+from hybridna_core.data.partial import finish_renaming, hold_outputs
+from hybridna_core.data.shards import cut, drop_part, mark_part, parse_shard
 from hybridna_core.data.variants import CHECK_REF, SCORED, read_alleles
-from hybridna_core.data.vcf import INFO_KEY, VcfReader, build_index, choose_output_type, read_regions
-from hybridna_core.data.writers import atomic_output, check_output, is_stdout, load_pyarrow, open_output
+from hybridna_core.data.vcf import INFO_KEY, Header, VcfReader, choose_output_type, read_regions
+from hybridna_core.data.writers import check_output, is_stdout, load_pyarrow
 from hybridna_core.errors import DataError, UsageError, nearest
 from hybridna_core.haplotype_scores import HaplotypeScorer, check_rule, check_samples
 from hybridna_core.memory import spell_bytes
@@ -29,14 +32,17 @@ from hybridna_core.score_fields import (
     ScoredVcf,
     ScoreTable,
     check_fields,
+    check_index,
+    check_old_index,
     choose_fields,
     describe,
+    index_output,
     is_bgzip_name,
-    name_index,
     one_line,
     spell_run,
     strip_header,
     strip_samples,
+    take_fingerprint,
 )
 from hybridna_core.score_parquet import ScoreParquet
 from hybridna_core.scoring import Scorer, check_distance, estimate, is_name, make_plan, name_model, read_config
@@ -83,8 +89,9 @@ class Summary(NamedTuple):
 def score_variants(
     vcf, fasta_ref, output="-", *, model="base", window=None, horizon=None, stride=1, per_strand=False,
     output_type=None, write_index=False, regions=None, regions_file=None, check_ref="w", rename_chrs=None,
-    embedding_distance=None, calibration=None, info_prefix="HD_", replace=False, skipped=None, strict=False,
-    fail_on=None, no_version=False, force=False, device="auto", dtype="float32", dry_run=False, rebuild_index=False,
+    embedding_distance=None, calibration=None, info_prefix="HD_", replace=False, shard=None, skipped=None,
+    strict=False, fail_on=None, no_version=False, force=False, device="auto", dtype="float32", dry_run=False,
+    rebuild_index=False,
     other_letters=None, rna=False, allow_missing_eof=False, allow_nonfinite=False, haplotypes=False, phase="r",
     progress=None,
 ):  # fmt: skip
@@ -106,6 +113,7 @@ def score_variants(
     rename_chrs    table of contig names, old and new, for records named otherwise than the genome
     info_prefix    of the fields' names
     replace        overwrite fields that are there already
+    shard          `i/n`: score part i of n of the records alone, i from 1; hybridna merge joins the parts
     skipped        file that takes a line for each allele without a score; bgzip if its name ends in .gz
     strict         raise DataError at the end if any allele has no score, and for contig lengths that differ
     fail_on        raise DataError at the end if any allele has one of these statuses, comma-separated or a list
@@ -113,10 +121,20 @@ def score_variants(
     phase          what becomes of genotypes that are not phased: a letter of data.genotypes.PHASES
     dry_run        judge all records, estimate memory and time, load no model and write nothing
 
-    Raises HybriDNAError kinds; on an error nothing is at `output`, but for `strict` and `fail_on`.
+    Raises HybriDNAError kinds; on an error nothing is at `output`, but for `strict` and `fail_on`. Unless input or
+    output is a stream, what was done by a kill or a fault of the system is kept beside it, and the same call goes on.
     """
     start = time.monotonic()
+    shard = parse_shard(shard)
+    if shard is not None and (vcf == "-" or (os.path.exists(vcf) and not os.path.isfile(vcf))):
+        what = "the parts of an input are found by reading it first, and a stream is gone then"
+        raise UsageError(what, where="--shard", hint="write the input to a file")
+    if shard is not None and haplotypes:
+        what = "parts are cut between any two records, haplotypes reach over several"
+        raise UsageError(what, where="--shard", hint="shard by contig, with --regions, and bcftools concat")
     kind = check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, info_prefix, force, dry_run)
+    if shard is not None and kind == "p":
+        raise UsageError("parts in Parquet cannot be merged", where="--shard", hint="write a table (-O t)")
     check_rule(haplotypes, phase, kind, check_ref)
     failing = read_statuses(fail_on)
     check_distance(embedding_distance)
@@ -134,6 +152,7 @@ def score_variants(
         matched.check_plan(plan)
         facts |= matched.describe()
     with (
+        contextlib.nullcontext() if dry_run else hold_outputs((output, skipped), force) as outputs,
         open_genome(fasta_ref, rebuild_index, other_letters, rna, allow_missing_eof) as genome,
         VcfReader(vcf, regions=wanted, allow_missing_eof=allow_missing_eof) as reader,
     ):
@@ -144,18 +163,25 @@ def score_variants(
         if haplotypes:
             check_samples(reader.header, vcf)
         check_contigs(reader.header, genome, renames, wanted, strict, vcf)
-        judged = judge(reader, genome, renames, check_ref, plan.horizon)
+        arriving = reader.records()
+        judged = judge(arriving, genome, reader.path, renames, check_ref, plan.horizon)
+        if kind not in TABLES:
+            judged = ((strip_samples(record, info_prefix, replace, vcf), alleles) for record, alleles in judged)
         ahead = list(itertools.islice(judged, GUARD_RECORDS))
         is_whole = len(ahead) < GUARD_RECORDS
         guard(ahead, is_whole, reader.header, genome, renames, vcf)
-        records = itertools.chain(ahead, judged)
-        if kind not in TABLES:
-            records = ((strip_samples(record, info_prefix, replace, vcf), alleles) for record, alleles in records)
+        mine = None
+        if shard is not None:
+            again = functools.partial(read_again, vcf, regions=wanted, allow_missing_eof=allow_missing_eof)
+            mine = cut(shard, again, plan)
+            if ahead and not any(genome.resolve(record.contig, renames) for record in again()):
+                raise no_contig_known(None, genome, vcf)
         joint = None
         if haplotypes:
             joint = HaplotypeScorer(reader.header, phase, config.bases_at_once, info_prefix, vcf)
         if dry_run:
             scorer = Scorer(None, genome, plan, config)
+            records = go_on(ahead, arriving, judged, mine)
             score_records(records, scorer, (), tally, joint=joint, progress=progress)
             memory, seconds = estimate(config, plan, scorer.tokens, device, dtype, embedding_distance)
             return summarise(tally, plan, name_model(model), None, start, joint)._replace(
@@ -176,39 +202,52 @@ def score_variants(
         if joint is not None:
             facts["Haplotypes"] = joint.rule
         scorer = Scorer(model, genome, plan, distance=embedding_distance, calibration=matched)
+        run_line = spell_run(genome, model, plan, used, facts)
+        if kind in TABLES:
+            header = Header([] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"])
+        else:
+            header = drop_part(strip_header(reader.header, info_prefix) if replace else reader.header)
+            lines = describe(
+                header, genome, renames, model, plan, info_prefix, fields, facts, no_version, used, options
+            )
+            header = header.extended(lines)
+        fingerprint = None
+        # Neither records that wait for their haplotypes nor a Parquet file that is not whole can be gone on with.
+        if joint is None and kind != "p":
+            settings = [options, kind, is_bgzip_name(output), wanted, renames, replace]
+            fingerprint = take_fingerprint(vcf, header, run_line, settings)
+        if shard is not None:
+            header, fingerprint = mark_part(header, shard, mine, kind, fingerprint)
+        before, held = outputs.begin(fingerprint)
+        tally.restore(before)
         with contextlib.ExitStack() as stack:
-            index = None
-            if write_index:
-                index = stack.enter_context(atomic_output(name_index(output, kind, genome), force=force))
-            handle = stack.enter_context(open_output(output, force))
-            left_out = None
-            if skipped is not None:
-                aside = stack.enter_context(open_output(skipped, force))
-                left_out = stack.enter_context(SkippedTable(aside, genome, renames, is_bgzip_name(skipped)))
-            if kind in TABLES:
-                run_line = spell_run(genome, model, plan, used, facts)
-                lines = [] if no_version else [run_line, f"##hybridna_score_variantsCommand={options}"]
-                if kind == "t":
-                    writer = ScoreTable(handle, lines, fields=fields, labels=("id",), is_bgzf=is_bgzip_name(output))
-                else:
-                    writer = ScoreParquet(handle, output, lines, fields, {"horizon": plan.horizon, **facts})
+            handle = outputs.handles[0]
+            if kind == "t":
+                options = {"fields": fields, "labels": ("id",), "is_bgzf": is_bgzip_name(output), "held": held[0]}
+                writers = [stack.enter_context(ScoreTable(handle, header.lines, **options))]
+            elif kind == "p":
+                meaning = {"horizon": plan.horizon, **facts}
+                writers = [stack.enter_context(ScoreParquet(handle, output, header.lines, fields, meaning))]
             else:
-                header = strip_header(reader.header, info_prefix) if replace else reader.header
-                lines = describe(
-                    header, genome, renames, model, plan, info_prefix, fields, facts, no_version, used, options
-                )
-                header = header.extended(lines)
-                writer = ScoredVcf(handle, kind, header, prefix=info_prefix, fields=fields, replace=replace, path=vcf)
-            with writer:
-                order = Order(vcf, "bcftools sort first") if write_index else None
-                writers = (writer,) if left_out is None else (writer, left_out)
-                score_records(records, scorer, writers, tally, joint, order, progress)
+                options = {"prefix": info_prefix, "fields": fields, "replace": replace, "path": vcf, "held": held[0]}
+                writers = [stack.enter_context(ScoredVcf(handle, kind, header, **options))]
+            if skipped is not None:
+                options = {"is_bgzf": is_bgzip_name(skipped), "held": held[1]}
+                writers.append(stack.enter_context(SkippedTable(outputs.handles[1], genome, renames, **options)))
+
+            def keep():
+                if outputs.is_due():
+                    genome.check_unchanged()
+                    outputs.save([writer.settle() for writer in writers], tally.to_state())
+
+            order = Order(vcf, "bcftools sort first") if write_index else None
+            records = go_on(ahead, arriving, judged, mine, tally.records, order)
+            score_records(records, scorer, writers, tally, joint, order, progress, keep)
+            if mine is None:
                 check_any_known(tally, genome, vcf)
-                genome.check_unchanged()
-            if index is not None:
-                handle.flush()
-                build_index(handle.name, index, kind)
-        if tally.records == 0:
+            genome.check_unchanged()
+        outputs.finish(index_output(outputs, output, kind, genome.contigs.values()) if write_index else ())
+        if tally.records == 0 and mine is None:
             asked = regions is not None or regions_file is not None
             warn("empty-input", f"{vcf}: no records{' in the regions asked for' * asked}")
     summary = summarise(tally, plan, model.name, str(output), start, joint)
@@ -216,18 +255,21 @@ def score_variants(
     return summary
 
 
-def score_records(records, scorer, writers, tally, joint=None, order=None, progress=None):
+def score_records(records, scorer, writers, tally, joint=None, order=None, progress=None, keep=None):
     """Score records in turn, write each at once, and keep count.
 
     writers  of VCF or tables; none for a Scorer that only counts
     joint    HaplotypeScorer, which holds records back until their haplotypes are complete
     order    sees to it that they are sorted
+    keep     called after each record, to save now and then what was done
     """
     scored = score_alleles(records, scorer, order)
     for record, _, scores in scored if joint is None else joint.records(scored, scorer):
         tally.add(scores)
         for writer in writers:
             writer.write_record(record, scores)
+        if keep is not None:
+            keep()
         if progress is not None:
             progress(tally.records, None)
 
@@ -238,6 +280,29 @@ def score_alleles(records, scorer, order):
         if order is not None:
             order.check(record.contig, record.pos, record.number)
         yield record, alleles, [scorer.score(allele) for allele in alleles]
+
+
+def read_again(vcf, **options):
+    """Yield the records of a file that was opened before, without its warnings."""
+    with VcfReader(vcf, warned=True, **options) as reader:
+        yield from reader.records()
+
+
+def go_on(ahead, arriving, judged, mine=None, done=0, order=None):
+    """Return an iterator over the records, each with its alleles, that are left to be scored.
+
+    ahead     those that were judged before
+    arriving  Records that are not yet; judged: the same with their alleles
+    mine      Cut that they are a part of, or None
+    done      how many of them are done
+    """
+    first = 0 if mine is None else mine.first
+    behind = itertools.islice(arriving, max(first + done - len(ahead), 0))
+    for number, record in enumerate(itertools.chain((record for record, _ in ahead[: first + done]), behind)):
+        if order is not None and number >= first:
+            order.check(record.contig, record.pos, record.number)
+    records = itertools.chain(ahead[first + done :], judged)
+    return records if mine is None else itertools.islice(records, mine.records - done)
 
 
 # Checks before any work
@@ -254,26 +319,14 @@ def check_options(vcf, fasta_ref, output, output_type, write_index, check_ref, i
     kind = choose_output_type(output, output_type)
     if kind == "p":
         load_pyarrow()
-    is_compressed = kind in "zb" or (kind == "t" and is_bgzip_name(output))
-    if write_index and (not is_compressed or is_stdout(output)):
-        what = "an index is made for a bgzip VCF or TSV or a BCF in a file"
-        raise UsageError(what, where="--write-index", hint="give -o FILE.vcf.gz, FILE.tsv.gz or FILE.bcf")
+    check_index(output, kind in "zb" or (kind == "t" and is_bgzip_name(output)), write_index)
     for path in (vcf, fasta_ref):
         check_input(path, random_access=path is fasta_ref)
     if not dry_run:
+        finish_renaming(output)
         check_output(output, inputs=(vcf, fasta_ref), force=force)
-        if not is_stdout(output):
-            for suffix in (".tbi", ".csi"):
-                check_old_index(f"{output}{suffix}", write_index, force)
+        check_old_index(output, write_index, force)
     return kind
-
-
-def check_old_index(index, write_index, force):
-    """Deal with an index of an output that is about to be replaced: refuse, or warn that it will not fit."""
-    if os.path.exists(index) and not write_index:
-        warn("old-index", f"{index} will not fit the new output; make it anew (tabix -f)")
-    elif os.path.exists(index) and not force:
-        raise UsageError("the index of the output exists already", where=index, hint="give --force to replace it")
 
 
 def check_skipped(skipped, output, inputs, force):
@@ -302,16 +355,16 @@ def check_contigs(header, genome, renames, regions, strict, path):
             raise DataError(f"no contig {name!r} in the header or the genome", where="--regions", hint=hint)
 
 
-def judge(reader, genome, renames, check_ref, horizon):
+def judge(records, genome, path, renames, check_ref, horizon):
     """Yield (record, its alleles) for every record."""
     told = set()
-    for record in reader.records():
-        alleles = read_alleles(record, genome, path=reader.path, renames=renames, check_ref=check_ref, horizon=horizon)
+    for record in records:
+        alleles = read_alleles(record, genome, path=path, renames=renames, check_ref=check_ref, horizon=horizon)
         if alleles[0].status == "unknown_contig" and record.contig not in told and len(told) < 1000:
             told.add(record.contig)
             close = genome.suggest(record.contig)
             hint = f"; did you mean {close}? give --rename-chrs FILE" if close else ""
-            where = f"{reader.path}:{record.number}"
+            where = f"{path}:{record.number}"
             warn("unknown_contig", f"{where}: contig {record.contig} is not in {genome.path}{hint}")
         yield record, alleles
 
@@ -374,6 +427,15 @@ class Tally:
         self.statuses.update(score.status for score in scores)
         self.edge += sum(score.is_edge is True for score in scores)
         self.unknown += sum(score.has_unknown for score in scores)
+
+    def to_state(self):
+        """Return the counts as what JSON can hold."""
+        return {**vars(self), "statuses": dict(self.statuses)}
+
+    def restore(self, state):
+        """Take over the counts of an earlier run, or of none."""
+        if state is not None:
+            vars(self).update(state, statuses=collections.Counter(state["statuses"]))
 
     @property
     def alleles(self):

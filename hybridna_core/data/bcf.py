@@ -1,6 +1,6 @@
 """BCF to VCF text and back, by htslib in a process of its own.
 
-bytes in | path -> pysam -> bytes out | path; a damaged file or a full pipe there cannot take this process with it
+bytes in | path -> pysam -> bytes out; a damaged file or a full pipe there cannot take this process with it
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 
+from hybridna_core.data.inputs import bgzf_blocks
 from hybridna_core.errors import DataError, SystemFault
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -20,23 +21,23 @@ class Transcoder:
     """A child process that turns BCF into VCF text or text into BCF.
 
     source   path of a BCF file, or an iterable of byte chunks that are sent to the child
-    target   path to write, an open binary file, or None to read the result through `chunks`
-    mode     as pysam's: `w` text, `wb` BCF, `wb0` BCF uncompressed
+    target   a function that is called, in another thread, with the child's output, an iterable of byte chunks; or None
+             to read it through `chunks`
+    mode     as pysam's: `w` text, `wb0` BCF, uncompressed in bgzip blocks
     regions  (contig, start, end) to fetch through the index of `source`; 0-based half-open
     name     what messages call the data
     """
 
     def __init__(self, source, target, mode, *, name, regions=None):
         self.name = name
-        words = ["-" if target is None or hasattr(target, "fileno") else str(target), mode]
-        words += [source if isinstance(source, str) else "-", json.dumps(regions)]
-        stdout = subprocess.PIPE if target is None else target if hasattr(target, "fileno") else subprocess.DEVNULL
+        words = [mode, source if isinstance(source, str) else "-", json.dumps(regions)]
         feeds = source is None or not isinstance(source, str)
         command = [sys.executable, "-P", "-m", "hybridna_core.data.bcf", *words]
         stdin = subprocess.PIPE if feeds else subprocess.DEVNULL
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         # Found as this process found them, however it was started.
         places = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, *sys.path]))}
-        self.child = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=places)
+        self.child = subprocess.Popen(command, stdin=stdin, env=places, **pipes)
         self.messages, self.fault = [], None
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -44,6 +45,10 @@ class Transcoder:
         if feeds and source is not None:
             self._feeder = threading.Thread(target=self._feed, args=(source,), daemon=True)
             self._feeder.start()
+        self._drainer = None
+        if target is not None:
+            self._drainer = threading.Thread(target=self._drain, args=(target,), daemon=True)
+            self._drainer.start()
 
     def _listen(self):
         for line in self.child.stderr:
@@ -56,6 +61,16 @@ class Transcoder:
                     pipe.write(chunk)
         except BrokenPipeError:
             pass
+        except Exception as error:
+            self.fault = error
+            self.child.terminate()
+
+    def _drain(self, target):
+        try:
+            target(self.child.stdout)
+        except DataError as error:
+            # Cut because the child died: what it says of that is worth more.
+            self.fault = error if self.child.wait() == 0 else None
         except Exception as error:
             self.fault = error
             self.child.terminate()
@@ -82,6 +97,8 @@ class Transcoder:
         if self.child.stdin is not None and self._feeder is None:
             with contextlib.suppress(BrokenPipeError):
                 self.child.stdin.close()
+        if self._drainer is not None:
+            self._drainer.join()
         code = self.child.wait()
         if code == 0 and self._feeder is not None:
             # Damage behind the last record shows only once all is fed.
@@ -107,6 +124,9 @@ class Transcoder:
         if self._feeder is not None:
             # It may be waiting for input that never comes, of which nobody has a use any more.
             self._feeder.join(1)
+        if self._drainer is not None:
+            # It may be waiting for a reader of standard output.
+            self._drainer.join(1)
         for stream in (self.child.stdin, self.child.stdout, self.child.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -128,7 +148,56 @@ def _records(source, regions):
         last = contig, end
 
 
-def main(target, mode, path, regions):
+class BcfEncoder:
+    """Turns VCF lines into BCF and writes it to `sink`, anything with `write`, without compression.
+
+    header    the VCF header, bytes
+    is_begun  the header is in the sink already
+
+    A child does the work from one `settle` to the next, since htslib holds back what it was given.
+    """
+
+    def __init__(self, header, sink, is_begun=False):
+        self.header, self.sink, self.is_begun, self.child = header, sink, is_begun, None
+        if not is_begun:
+            self._start()
+
+    def write(self, data):
+        """Encode lines, whole ones."""
+        if self.child is None:
+            self._start()
+        self.child.write(data)
+
+    def _start(self):
+        self.child = Transcoder(None, self._take, "wb0", name="BCF output")
+        self.child.write(self.header)
+
+    def _take(self, stream):
+        skipped = b"" if self.is_begun else None
+        for _, data in bgzf_blocks(stream, "BCF output", allow_missing_eof=True):
+            if skipped is not None:
+                # Magic, length of the header's text, text.
+                skipped += data
+                end = 9 + int.from_bytes(skipped[5:9], "little")
+                if len(skipped) < max(end, 9):
+                    continue
+                data, skipped = skipped[end:], None
+            self.sink.write(data)
+
+    def settle(self):
+        """See to it that all that was written is in the sink; raise what the child died of."""
+        if self.child is not None:
+            child, self.child = self.child, None
+            child.finish()
+            self.is_begun = True
+
+    def stop(self):
+        """Let go of the child, whatever it does."""
+        if self.child is not None:
+            self.child.stop()
+
+
+def main(mode, path, regions):
     """Copy records in the child; print what went wrong with its record number; return the exit code."""
     import errno
 
@@ -136,7 +205,7 @@ def main(target, mode, path, regions):
 
     stdout, where = os.dup(1), "header"
     try:
-        with pysam.VariantFile(path) as source, pysam.VariantFile(target, mode, header=source.header) as sink:
+        with pysam.VariantFile(path) as source, pysam.VariantFile("-", mode, header=source.header) as sink:
             where = "record 1"
             for following, record in enumerate(_records(source, regions), start=2):
                 sink.write(record)
@@ -165,4 +234,4 @@ def _is_reader_gone(descriptor):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])))
+    sys.exit(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])))

@@ -13,7 +13,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from hybridna_core.data.bcf import Transcoder
+from hybridna_core.data.bcf import BcfEncoder, Transcoder
 from hybridna_core.data.inputs import (
     BGZF_EOF,
     BYTE_ORDER_MARK,
@@ -175,10 +175,11 @@ class VcfReader:
     path     as given, `-` for standard input
     regions  (contig, start, end) to keep, 0-based half-open, merged and in order; None for all. A bgzip VCF or a BCF
              is read through its index then, a text stream from end to end
+    warned   the file was read before, so nothing is warned of again
     """
 
-    def __init__(self, path, *, regions=None, allow_missing_eof=False):
-        self.path, self.regions = path, regions
+    def __init__(self, path, *, regions=None, allow_missing_eof=False, warned=False):
+        self.path, self.regions, self._warned = path, regions, warned
         self._chunks, self._transcoder, self._index = read_chunks(path, allow_missing_eof=allow_missing_eof), None, None
         try:
             first = next(self._chunks, b"")
@@ -209,11 +210,15 @@ class VcfReader:
             self._transcoder.stop()
         self._chunks.close()
 
+    def _warn(self, kind, message):
+        if not self._warned:
+            warn(kind, message)
+
     def _read_header(self):
         lines, newline = [], b"\n"
         for number, raw, ended in self._lines:
             if number == 1 and raw.startswith(BYTE_ORDER_MARK):
-                warn("byte-order-mark", f"{self.path}: a byte-order mark before the header; left out")
+                self._warn("byte-order-mark", f"{self.path}: a byte-order mark before the header; left out")
                 raw = raw.removeprefix(BYTE_ORDER_MARK)
             where = f"{self.path}:{number}"
             if b"\0" in raw:
@@ -226,9 +231,9 @@ class VcfReader:
                 continue
             _check_column_line(text, where)
             if not ended:
-                warn("no-newline", f"{where}: the file does not end in a newline; is it complete?")
+                self._warn("no-newline", f"{where}: the file does not end in a newline; is it complete?")
             lines.append(text)
-            return _mend_fileformat(Header(lines, newline), self.path)
+            return _mend_fileformat(Header(lines, newline), self.path, self._warn)
         raise DataError("no #CHROM line", where=self.path, hint="is the file complete?")
 
     def records(self):
@@ -267,7 +272,7 @@ class VcfReader:
             if b"\0" in raw:
                 raise DataError("binary content (a NUL byte)", where=where)
             if not ended:
-                warn("no-newline", f"{where}: the file does not end in a newline; is it complete?")
+                self._warn("no-newline", f"{where}: the file does not end in a newline; is it complete?")
             yield Record(number, columns, ending)
 
     def _is_wanted(self, record):
@@ -356,7 +361,7 @@ def _check_column_line(text, where):
     raise DataError(what, where=where, hint=f"it is {' '.join(COLUMNS)}, separated by tabs")
 
 
-def _mend_fileformat(header, path):
+def _mend_fileformat(header, path, warn):
     """Put a good ##fileformat line first, where every reader looks for it."""
     if re.match(r"##fileformat=VCFv\d", header.lines[0]):
         return header
@@ -538,27 +543,38 @@ def choose_output_type(output, output_type=None):
 
 
 class BgzfWriter:
-    """Writes bgzip blocks to a binary handle; the end block comes with `close`."""
+    """Writes bgzip blocks to a binary handle; the end block comes with `close`.
+
+    held   bytes that wait for their block to be full, of a file that is gone on with
+    level  of compression, 0 to 9
+
+    Every block but the last holds equally much, so the file depends on what is written alone, however it comes.
+    """
 
     BLOCK = 65280  # bytes of data; any deflate of so many fits a block
 
-    def __init__(self, handle):
-        self.handle, self.held, self.size = handle, [], 0
+    def __init__(self, handle, held=b"", level=6):
+        self.handle, self._held, self.size, self.level = handle, [held], len(held), level
+
+    @property
+    def held(self):
+        """Bytes that are in no block yet."""
+        return b"".join(self._held)
 
     def write(self, data):
-        self.held.append(data)
+        self._held.append(data)
         self.size += len(data)
         if self.size >= self.BLOCK:
             self._flush(self.size - self.size % self.BLOCK)
 
     def _flush(self, count):
-        data = b"".join(self.held)
+        data = self.held
         for start in range(0, count, self.BLOCK):
             self._block(data[start : min(start + self.BLOCK, count)])
-        self.held, self.size = [data[count:]], self.size - count
+        self._held, self.size = [data[count:]], self.size - count
 
     def _block(self, data):
-        deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+        deflate = zlib.compressobj(self.level, zlib.DEFLATED, -15)
         body = deflate.compress(data) + deflate.flush()
         head = bytes.fromhex("1f8b08040000000000ff060042430200") + struct.pack("<H", len(body) + 25)
         self.handle.write(head + body + struct.pack("<II", zlib.crc32(data), len(data)))
@@ -568,23 +584,40 @@ class BgzfWriter:
         self.handle.write(BGZF_EOF)
 
 
+class PlainWriter:
+    """Writes to a binary handle, as BgzfWriter does, without compression."""
+
+    held = b""
+
+    def __init__(self, handle):
+        self.write = handle.write
+
+    def close(self):
+        pass
+
+
+def open_lines(handle, is_bgzf, held=None, level=6):
+    """Return a BgzfWriter or a PlainWriter on a binary handle; held: as BgzfWriter has it, None for nothing."""
+    return BgzfWriter(handle, held or b"", level) if is_bgzf else PlainWriter(handle)
+
+
 class VcfWriter:
     """Writes header and lines as text, bgzip or BCF to an open binary handle; `close` completes the file.
 
     kind  v, z, b or u
+    held  None for a new file; of one that is gone on with, whose header is there, what `settle` returned
     """
 
-    def __init__(self, handle, kind, header):
-        self.handle, self.kind = handle, kind
-        self.transcoder = self.bgzf = None
-        if kind == "z":
-            self.bgzf = BgzfWriter(handle)
-        elif kind in "bu":
-            handle.flush()
+    def __init__(self, handle, kind, header, held=None):
+        self.sink = open_lines(handle, kind != "v", held, 0 if kind == "u" else 6)
+        self.encoder = None
+        text = Header(header.lines, b"\n" if kind in "bu" else header.newline).to_bytes()
+        if kind in "bu":
             self.declared = {k: set(header.ids(k)) for k in ("contig", "FILTER", "INFO", "FORMAT")}
             self.declared["FILTER"] |= {"PASS", "."}
-            self.transcoder = Transcoder(None, handle, "wb" if kind == "b" else "wb0", name="BCF output")
-        self.write(Header(header.lines, b"\n" if kind in "bu" else header.newline).to_bytes())
+            self.encoder = BcfEncoder(text, self.sink, is_begun=held is not None)
+        elif held is None:
+            self.write(text)
 
     def __enter__(self):
         return self
@@ -594,16 +627,16 @@ class VcfWriter:
             if kind is None:
                 self.close()
         finally:
-            if self.transcoder is not None:
-                self.transcoder.stop()
+            if self.encoder is not None:
+                self.encoder.stop()
 
     def write(self, data):
         """Write lines, newlines included."""
-        (self.transcoder or self.bgzf or self.handle).write(data)
+        (self.encoder or self.sink).write(data)
 
     def write_record(self, record, added, removed=()):
         """Write a record with INFO fields added; for BCF, raise DataError when the header lacks what it needs."""
-        if self.transcoder is not None:
+        if self.encoder is not None:
             self._check_declared(record)
             record = record._replace(ending=b"")
         self.write(record.with_info(added, removed))
@@ -624,8 +657,12 @@ class VcfWriter:
         if record.pos is None or not _QUAL.fullmatch(columns[5]):
             raise DataError("POS or QUAL is no number, so BCF cannot hold it", where=where, hint="write VCF (-O z)")
 
+    def settle(self):
+        """Hand on all that was written but for what waits for its block to be full; return that."""
+        if self.encoder is not None:
+            self.encoder.settle()
+        return self.sink.held
+
     def close(self):
-        if self.bgzf is not None:
-            self.bgzf.close()
-        if self.transcoder is not None:
-            self.transcoder.finish()
+        self.settle()
+        self.sink.close()

@@ -34,7 +34,7 @@ def is_stdout(path):
     return path is None or os.fspath(path) in _STDOUT
 
 
-def _in_place(path):
+def is_in_place(path):
     """Tell whether `path` is a device or pipe, which is written to and never replaced."""
     if path.startswith(("/dev/fd/", "/proc/self/fd/")):
         return True
@@ -59,7 +59,7 @@ def check_output(path, inputs=(), force=False):
         raise UsageError(f"{path!r} is no file name", where="output", hint="give -o FILE")
     if os.path.isdir(path) or path.endswith(os.sep):
         raise UsageError("the output is a folder", where=path, hint="give a file name inside it")
-    if _in_place(path):
+    if is_in_place(path):
         return
     for name in inputs:
         if name is None or os.fspath(name) == "-":
@@ -115,7 +115,7 @@ def system_fault(error, path):
 
 
 @contextlib.contextmanager
-def _device_faults(path):
+def device_faults(path):
     """Turn errors of the output's device into SystemFault; a reader that went away stays BrokenPipeError."""
     try:
         yield
@@ -134,8 +134,8 @@ def atomic_output(path, force=False):
     Raises UsageError if the output exists without `force`, SystemFault when the disk fails or is full.
     """
     path = "/dev/stdout" if is_stdout(path) else os.fspath(path)
-    if path == "/dev/stdout" or _in_place(path):
-        with _device_faults(path):
+    if path == "/dev/stdout" or is_in_place(path):
+        with device_faults(path):
             yield path
         return
     # A symbolic link is followed, so that the file it names is replaced and not the link.
@@ -143,7 +143,7 @@ def atomic_output(path, force=False):
     folder, name = os.path.split(target)
     temporary = _temporary_name(folder, "." + name.split(".", 1)[1] if "." in name and len(name) < 128 else "")
     try:
-        with _device_faults(path):
+        with device_faults(path):
             # Created here, so that the mode follows the umask whoever writes it.
             try:
                 os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -158,13 +158,13 @@ def atomic_output(path, force=False):
             if os.path.lexists(target) and not force:
                 raise UsageError("the output appeared while this ran", where=path, hint="give --force to replace it")
             os.replace(temporary, target)
-            _sync_folder(folder)
+            sync_folder(folder)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
-def _sync_folder(folder):
+def sync_folder(folder):
     """Make a rename durable; some file systems know no fsync of folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -183,7 +183,7 @@ def open_output(path, force=False):
     if is_stdout(path):
         if sys.stdout is None or sys.stdout.closed:
             raise SystemFault("standard output is closed", hint="give -o FILE")
-        with _device_faults(path):
+        with device_faults(path):
             sys.stdout.flush()
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
@@ -213,7 +213,7 @@ def table_suffix(path):
 
     Raises UsageError for an unknown suffix, SystemFault when Parquet is asked for without pyarrow.
     """
-    if is_stdout(path) or _in_place(os.fspath(path)):
+    if is_stdout(path) or is_in_place(os.fspath(path)):
         return ".tsv"
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if suffix not in TABLE_SUFFIXES:

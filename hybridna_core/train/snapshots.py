@@ -6,10 +6,8 @@ model, optimiser, position -> folder beside -> manifest -> rename -> verified ->
 import contextlib
 import logging
 import os
-import re
 import secrets
 import shutil
-import socket
 from pathlib import Path
 
 from hybridna_core.checkpoint import (
@@ -22,15 +20,10 @@ from hybridna_core.checkpoint import (
 )
 from hybridna_core.config import read_json
 from hybridna_core.data.inputs import warn
-from hybridna_core.errors import HybriDNAError, ModelError, SystemFault, UsageError
+from hybridna_core.data.lock import hold_lock
+from hybridna_core.errors import HybriDNAError, ModelError, SystemFault
 from hybridna_core.train.optim import restore_optimizer
 from hybridna_core.train.parallel import ALONE
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None
-
 
 log = logging.getLogger("hybridna")
 
@@ -40,71 +33,18 @@ SLACK_BYTES = 2**20
 
 @contextlib.contextmanager
 def hold_folder(folder):
-    """Make the folder of a run and keep other runs out of it; raise UsageError naming the holder, or SystemFault.
-
-    The lock is the system's own, so it ends with the process, however that ends. Where the system knows no locks,
-    the process named in the file counts as long as it is there.
-    """
+    """Make the folder of a run and keep other runs out of it; raise UsageError naming the holder, or SystemFault."""
     folder = Path(folder)
     try:
         (folder / "snapshots").mkdir(parents=True, exist_ok=True)
-        handle = (folder / "lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise SystemFault(error.strerror or str(error), where=folder) from None
-    with handle:
-        _lock(handle, folder)
+    hint = "wait for it, or give another output folder"
+    with hold_lock(folder / "lock", where=folder, doing="is training in this folder", hint=hint):
         # What a killed run was writing or deleting; no one else writes here now.
         for left in (folder / "snapshots").glob(".hybridna-*"):
             shutil.rmtree(left, ignore_errors=True)
-        try:
-            yield
-        finally:
-            _write_holder(handle, "")
-
-
-def _lock(handle, folder):
-    handle.seek(0)
-    holder = handle.read(200).strip()
-    hint = "wait for it, or give another output folder"
-    try:
-        if fcntl is None:
-            raise OSError("no locks on this system")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        what = f"{holder or 'another process'} is training in this folder"
-        raise UsageError(what, where=folder, hint=hint) from None
-    except OSError:
-        # Some network file systems know no locks.
-        if _may_live(holder):
-            hint = f"if that run is gone, delete {folder / 'lock'}"
-            raise UsageError(f"{holder} is training in this folder", where=folder, hint=hint) from None
-    if holder:
-        log.info("%s trained in this folder and is gone; its lock is stale", holder)
-    _write_holder(handle, f"process {os.getpid()} on {socket.gethostname()}\n")
-
-
-def _write_holder(handle, text):
-    # A full disk is told of by the first snapshot.
-    with contextlib.suppress(OSError):
-        handle.truncate(0)
-        handle.write(text)
-        handle.flush()
-
-
-def _may_live(holder):
-    """Say whether the process that a lock names may still be there: surely not when it is of this host and gone."""
-    found = re.fullmatch(r"process (\d+) on (.+)", holder)
-    if found is None:
-        return False
-    if found[2] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(found[1]), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return int(found[1]) != os.getpid()
+        yield
 
 
 def snapshot_bytes(model):

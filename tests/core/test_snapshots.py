@@ -15,6 +15,7 @@ from genome_files import warnings_of
 from storm import flip_bits
 from toys import SMALL
 
+from hybridna_core.data import lock
 from hybridna_core.errors import ModelError, SystemFault, UsageError
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.run_config import OptimConfig
@@ -198,16 +199,16 @@ def gone():
     return child.pid
 
 
-@pytest.mark.parametrize("locks", [True, False])
-def test_a_stale_lock_is_told_and_taken_over(tmp_path, monkeypatch, caplog, gone, locks):
-    if not locks:
-        monkeypatch.setattr(snapshots, "fcntl", None)
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_stale_lock_is_told_and_taken_over(tmp_path, monkeypatch, caplog, gone, has_locks):
+    if not has_locks:
+        monkeypatch.setattr(lock, "fcntl", None)
     caplog.set_level("INFO", "hybridna")
     holder = f"process {gone} on {socket.gethostname()}"
     (tmp_path / "lock").write_text(holder + "\n")
     with hold_folder(tmp_path):
         assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
-    assert caplog.messages == [f"{holder} trained in this folder and is gone; its lock is stale"]
+    assert caplog.messages == [f"{tmp_path}: held by {holder}, which is gone; its lock is stale"]
     caplog.clear()
     with hold_folder(tmp_path):
         pass
@@ -216,12 +217,12 @@ def test_a_stale_lock_is_told_and_taken_over(tmp_path, monkeypatch, caplog, gone
 
 @pytest.mark.parametrize("own", [True, False])
 def test_without_locks_a_process_that_may_live_holds_the_folder(tmp_path, monkeypatch, own):
-    monkeypatch.setattr(snapshots, "fcntl", None)
+    monkeypatch.setattr(lock, "fcntl", None)
     holder = f"process {os.getppid()} on {socket.gethostname()}" if own else "process 1 on another.host"
     (tmp_path / "lock").write_text(holder)
     with pytest.raises(UsageError) as caught, hold_folder(tmp_path):
         pass
-    due = f"{tmp_path}: {holder} is training in this folder; if that run is gone, delete {tmp_path / 'lock'}"
+    due = f"{tmp_path}: {holder} is training in this folder; if it is gone, delete {tmp_path / 'lock'}"
     assert str(caught.value) == due and (tmp_path / "lock").read_text() == holder
     (tmp_path / "lock").unlink()
     with hold_folder(tmp_path):
