@@ -16,7 +16,7 @@ def merge(
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
 ):
-    """Join the parts that score-variants --shard made.
+    """Join the parts that score-variants --shard or embed --shard made.
 
     All must be there, in whichever order, of one run and whole; the output is, byte for byte, what one process would
     have written.

@@ -8,9 +8,12 @@ import os
 import time
 from typing import NamedTuple
 
+from hybridna_core.data import table_parts
 from hybridna_core.data.inputs import check_input, read_chunks
 from hybridna_core.data.partial import finish_renaming, hold_outputs
 from hybridna_core.data.shards import KEY, Part, read_part
+from hybridna_core.data.table_parts import copy_lines, is_table
+from hybridna_core.data.tables import finish_table, keys_beside, table_suffix
 from hybridna_core.data.vcf import OUTPUT_TYPES, Header, choose_output_type, open_lines, to_text
 from hybridna_core.data.writers import check_output, is_stdout
 from hybridna_core.errors import DataError, UsageError
@@ -48,7 +51,7 @@ class Opened(NamedTuple):
 
 
 def merge(parts, output="-", *, write_index=False, force=False, progress=None):
-    """Join parts of a sharded score_variants in their order, in whichever order they are given; return a Summary.
+    """Join parts of a sharded score_variants or embed, in whichever order they are given; return a Summary.
 
     parts        files, all of one run
     output       `-` for standard output; of the same type as the parts
@@ -60,6 +63,8 @@ def merge(parts, output="-", *, write_index=False, force=False, progress=None):
     start = time.monotonic()
     for path in parts:
         check_input(path, random_access=True)
+    if is_table(parts[0]):
+        return merge_tables(parts, output, force, progress, start)
     found = check_parts([describe(path) for path in parts])
     kind = found[0].part.kind
     check_name(output, kind)
@@ -88,6 +93,52 @@ def merge(parts, output="-", *, write_index=False, force=False, progress=None):
         lengths = found[0].header.contigs.values()
         outputs.finish(index_output(outputs, output, kind, lengths) if write_index else ())
     return Summary(len(found), lines, str(output), time.monotonic() - start)
+
+
+def merge_tables(parts, output, force, progress, start):
+    """Join parts of embed's output, all of one format."""
+    suffix = table_suffix(output)
+    for path in parts:
+        if os.path.splitext(path)[1].lower() != suffix:
+            raise UsageError(f"is no {suffix} like the output", where=path, hint="name the output as the parts are")
+    finish_renaming(output)
+    keys = [keys_beside(path) for path in parts] if suffix == ".npy" else []
+    for path in (output, *([keys_beside(output)] if keys else [])):
+        check_output(path, inputs=[*parts, *keys], force=force)
+    found = check_parts([describe_table(path, suffix) for path in parts])
+    count, layout = 0, None
+    with hold_outputs([output], force) as outputs:
+        outputs.begin()
+        handle = outputs.handles[0]
+        for number, (path, part, _, _, _) in enumerate(found, start=1):
+            if suffix == ".tsv":
+                copied = copy_lines(path, handle, is_first=number == 1)
+            else:
+                with table_parts.open_part(path) as (_, layout, rows):
+                    copied = table_parts.copy_rows(layout, rows, handle)
+            if copied != part.lines:
+                what = f"holds {copied:,} rows, {part.lines:,} are due"
+                raise DataError(what, where=path, hint="is it whole? copy it again, or make it anew")
+            count += copied
+            if progress is not None:
+                progress(number, len(found))
+        if layout is None:
+            outputs.finish()
+        else:
+            finish_table(outputs, layout, suffix)
+    return Summary(len(found), count, str(output), time.monotonic() - start)
+
+
+def describe_table(path, suffix):
+    """Return the part that a table of vectors is, as Opened without its rows."""
+    if suffix == ".tsv":
+        part = table_parts.read_first_line(path)
+        if part is None:
+            raise DataError("is no part of a sharded run", where=path, hint="parts are what --shard i/n writes")
+    else:
+        with table_parts.open_part(path) as (part, _, _):
+            pass
+    return Opened(path, part, b"", None, None)
 
 
 def describe(path):

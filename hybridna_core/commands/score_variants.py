@@ -19,9 +19,10 @@ from hybridna_core.calibration import Calibration
 from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
+from hybridna_core.data.judging import GUARD_RECORDS, check_any_known, go_on, guard, judge, no_contig_known
 from hybridna_core.data.partial import finish_renaming, hold_outputs
 from hybridna_core.data.shards import cut, drop_part, mark_part, parse_shard
-from hybridna_core.data.variants import CHECK_REF, SCORED, read_alleles
+from hybridna_core.data.variants import CHECK_REF, SCORED
 from hybridna_core.data.vcf import INFO_KEY, Header, VcfReader, choose_output_type, read_regions
 from hybridna_core.data.writers import check_output, is_stdout, load_pyarrow
 from hybridna_core.errors import DataError, UsageError, nearest
@@ -50,7 +51,6 @@ from hybridna_core.skipped import SkippedTable, read_statuses
 
 # Letters of output types that are no VCF.
 TABLES = "tp"
-GUARD_RECORDS, GUARD_SHARE, GUARD_LEAST = 1000, 0.05, 20
 
 
 class Summary(NamedTuple):
@@ -288,23 +288,6 @@ def read_again(vcf, **options):
         yield from reader.records()
 
 
-def go_on(ahead, arriving, judged, mine=None, done=0, order=None):
-    """Return an iterator over the records, each with its alleles, that are left to be scored.
-
-    ahead     those that were judged before
-    arriving  Records that are not yet; judged: the same with their alleles
-    mine      Cut that they are a part of, or None
-    done      how many of them are done
-    """
-    first = 0 if mine is None else mine.first
-    behind = itertools.islice(arriving, max(first + done - len(ahead), 0))
-    for number, record in enumerate(itertools.chain((record for record, _ in ahead[: first + done]), behind)):
-        if order is not None and number >= first:
-            order.check(record.contig, record.pos, record.number)
-    records = itertools.chain(ahead[first + done :], judged)
-    return records if mine is None else itertools.islice(records, mine.records - done)
-
-
 # Checks before any work
 
 
@@ -355,42 +338,6 @@ def check_contigs(header, genome, renames, regions, strict, path):
             raise DataError(f"no contig {name!r} in the header or the genome", where="--regions", hint=hint)
 
 
-def judge(records, genome, path, renames, check_ref, horizon):
-    """Yield (record, its alleles) for every record."""
-    told = set()
-    for record in records:
-        alleles = read_alleles(record, genome, path=path, renames=renames, check_ref=check_ref, horizon=horizon)
-        if alleles[0].status == "unknown_contig" and record.contig not in told and len(told) < 1000:
-            told.add(record.contig)
-            close = genome.suggest(record.contig)
-            hint = f"; did you mean {close}? give --rename-chrs FILE" if close else ""
-            where = f"{path}:{record.number}"
-            warn("unknown_contig", f"{where}: contig {record.contig} is not in {genome.path}{hint}")
-        yield record, alleles
-
-
-def guard(ahead, is_whole, header, genome, renames, path):
-    """Raise DataError when the first records show that VCF and genome do not belong together."""
-    unknown = [record for record, alleles in ahead if alleles[0].status == "unknown_contig"]
-    # Sorted files may begin with contigs that the genome lacks, and go on with others.
-    is_final = is_whole or not any(genome.resolve(name, renames) for name in header.contigs)
-    if ahead and len(unknown) == len(ahead) and is_final:
-        raise no_contig_known(unknown[0].contig, genome, path)
-    mismatched = [r for r, alleles in ahead if any(a.status in ("ref_mismatch", "excluded") for a in alleles)]
-    if len(mismatched) >= GUARD_LEAST and len(mismatched) > GUARD_SHARE * len(ahead):
-        first = mismatched[0]
-        what = f"{len(mismatched):,} of the first {len(ahead):,} records ({len(mismatched) / len(ahead):.0%})"
-        what = f"{what} have another REF than {genome.path}, the first at {first.contig}:{first.pos}"
-        hint = "the wrong genome build, or contig names that mean other sequences?"
-        raise DataError(what, where=path, hint=hint)
-
-
-def check_any_known(tally, genome, path):
-    """Raise DataError when no record at all has a contig of the genome."""
-    if tally.records and tally.statuses["unknown_contig"] == tally.alleles:
-        raise no_contig_known(None, genome, path)
-
-
 def check_statuses(tally, strict, failing, path):
     """Raise DataError when alleles ended as --strict or --fail-on do not allow."""
     option, what, counts = "--strict", "have no score", tally.reasons() if strict else {}
@@ -401,15 +348,6 @@ def check_statuses(tally, strict, failing, path):
         reasons = ", ".join(f"{status} {count:,}" for status, count in counts.items())
         what = f"{sum(counts.values()):,} of {tally.alleles:,} alleles {what} ({reasons})"
         raise DataError(what, where=path, hint=f"the output is complete; leave out {option} to accept it")
-
-
-def no_contig_known(example, genome, path):
-    close = genome.suggest(example) if example is not None else None
-    what = f"no record has a contig of {genome.path}"
-    if example is not None:
-        what += f" (the first has {example}{f', there it is {close}' if close else ''})"
-    hint = "give --rename-chrs FILE with lines `old new`" if close else "is it the right genome?"
-    return DataError(what, where=path, hint=hint)
 
 
 # Counting

@@ -9,6 +9,7 @@ next one.
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -166,14 +167,25 @@ class Outputs:
         """Say how far the run was when it was saved last."""
         return "all but its name" if self.is_finished else f"{self.saved['records']:,} records"
 
+    def reserve(self, count):
+        """Take so many bytes of disk for what the first output will hold, where the system can."""
+        handle = self.handles[0]
+        try:
+            os.posix_fallocate(handle.fileno(), handle.tell(), max(count, 1))
+        except (AttributeError, OSError) as error:
+            # Some file systems cannot; a full one must be told of now.
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+
     def name_aside(self, name):
         """Return the path of a further file that is made beside the data of the first output."""
         return os.path.join(self.folders[0], name)
 
-    def finish(self, indices=()):
+    def finish(self, indices=(), made=None):
         """Rename finished outputs to their targets.
 
-        indices  (path made by `name_aside`, target) of indices of the first one
+        indices  (path made by `name_aside`, target) of indices of the first one, or of what else belongs to it
+        made     path by `name_aside` that becomes the first output in place of what was written to its handle
         """
         moves = []
         for path, folder, handle in zip(self.paths, self.folders, self.handles, strict=True):
@@ -185,10 +197,12 @@ class Outputs:
                 moves.append([handle.name, os.path.realpath(path)])
         if not moves:
             return
-        for made, _ in indices:
-            with open(made, "rb") as handle:
+        if made is not None:
+            moves[0][0] = made
+        for aside in [*([] if made is None else [made]), *(aside for aside, _ in indices)]:
+            with open(aside, "rb") as handle:
                 os.fsync(handle.fileno())
-        indices = [[made, os.path.realpath(target)] for made, target in indices]
+        indices = [[aside, os.path.realpath(target)] for aside, target in indices]
         folder = next(folder for folder in self.folders if folder is not None)
         journal = {"moves": moves, "indices": indices}
         _write_journal(folder, journal)

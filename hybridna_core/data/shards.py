@@ -73,10 +73,15 @@ def mark_part(header, shard, mine, kind, fingerprint):
     mine         Cut
     fingerprint  of the run, dict of text
     """
-    run = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-    line = Part(shard, kind, mine.lines if kind == "t" else mine.records, run).to_line()
+    line = spell_part(shard, kind, mine.lines if kind == "t" else mine.records, fingerprint)
     header = Header([*header.lines, line], header.newline) if kind == "t" else header.extended([line])
     return header, {**fingerprint, "the shard": str(shard)}
+
+
+def spell_part(shard, kind, lines, fingerprint):
+    """Return the line that says which part of the run with this fingerprint a file is."""
+    run = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    return Part(shard, kind, lines, run).to_line()
 
 
 def parse_shard(text):
@@ -133,9 +138,22 @@ def cut(shard, read, plan):
 
     read  gives an iterator over the Records, each time anew
     """
-    total, before = sum(work for _, work in measure(read(), plan)), 0
+
+    def works():
+        for record, work in measure(read(), plan):
+            yield record.columns[4].count(b",") + 1, work
+
+    return divide(shard, works)
+
+
+def divide(shard, works):
+    """Return the Cut of a shard, so that all have about equal work.
+
+    works  gives an iterator over (lines, work) of each record, each time anew
+    """
+    total, before = sum(work for _, work in works()), 0
     first = count = lines = 0
-    for record, work in measure(read(), plan):
+    for own, work in works():
         index = before * shard.count // total + 1
         before += work
         if index > shard.index:
@@ -143,5 +161,5 @@ def cut(shard, read, plan):
         if index < shard.index:
             first += 1
         else:
-            count, lines = count + 1, lines + record.columns[4].count(b",") + 1
+            count, lines = count + 1, lines + own
     return Cut(first, count, lines)

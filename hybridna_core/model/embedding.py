@@ -64,11 +64,10 @@ class Embedder:
 
     def _jobs(self, ids):
         strands = [ids, reverse_complement_ids(ids)] if self.average_strands else [ids]
+        edges = cut_windows(len(ids), self.longest if self.long == "windows" else len(ids))
+        pool = self.pool if len(edges) == 2 else Pool("per-base")
         jobs = []
         for strand, sequence in enumerate(strands):
-            count = -(-len(ids) // self.longest) if self.long == "windows" else 1
-            pool = self.pool if count == 1 else Pool("per-base")
-            edges = [len(ids) * i // count for i in range(count + 1)]
             for start, stop in itertools.pairwise(edges):
                 row = row_length(self.model.config, stop - start, self.echo)
                 jobs.append(_Job(strand, start, sequence[start:stop], row, pool))
@@ -116,6 +115,19 @@ class Embedder:
             for pooler, vectors in zip(poolers, job.vectors, strict=True):
                 pooler.add(torch.from_numpy(vectors), job.start)
         return np.stack([pooler.vectors().numpy() for pooler in poolers])
+
+
+def cut_windows(length, longest):
+    """Return the edges of as few windows of nearly equal length as need be, none above `longest`."""
+    count = -(-length // longest)
+    return [length * i // count for i in range(count + 1)]
+
+
+def count_tokens(config, length, echo, average_strands, long):
+    """Return how many passes an Embedder makes over a sequence of so many bases, and how many tokens they read."""
+    edges = cut_windows(length, longest_input(config, echo) if long == "windows" else length)
+    rows = [row_length(config, stop - start, echo) for start, stop in itertools.pairwise(edges)]
+    return len(rows) * (1 + average_strands), sum(rows) * (1 + average_strands)
 
 
 class _Job:

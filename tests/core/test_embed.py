@@ -264,9 +264,10 @@ def test_warned_once_though_read_twice(tmp_path, fasta, caplog):
     assert len(warnings_of(caplog, "no-newline")) == 1
 
 
-def test_bad_line_stops_before_the_model_loads(tmp_path, fasta):
+def test_bad_line_stops_before_the_model_loads(tmp_path, fasta, toy_model_folder, monkeypatch):
+    monkeypatch.setattr("hybridna_core.commands.embed.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(DataError, match=r"r.bed:3: start 9 is after end 5"):
-        run(tmp_path, "chr1\t0\t10\nchr1\t0\t10\nchr1\t9\t5\n", fasta, model=str(tmp_path / "no model"))
+        run(tmp_path, "chr1\t0\t10\nchr1\t0\t10\nchr1\t9\t5\n", fasta, model=str(toy_model_folder))
     assert not os.path.exists(tmp_path / "out.npz")
 
 
@@ -297,7 +298,7 @@ def test_outputs_that_must_not_be(tmp_path, fasta):
     bed = put(tmp_path, BED.encode(), "r.tsv")
     for output, words, kind in (
         (bed, "the output is the input", UsageError),
-        (tmp_path / "x.csv", ".tsv, .parquet, .npz", UsageError),
+        (tmp_path / "x.csv", ".tsv, .npz, .npy, .parquet", UsageError),
         (tmp_path / "no" / "x.tsv", "does not exist", SystemFault),
         (tmp_path, "is a folder", UsageError),
     ):
