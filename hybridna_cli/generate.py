@@ -124,6 +124,12 @@ def generate(
         str | None,
         typer.Option("--table", metavar="FILE", show_default=False, help="Write the certificates to a TSV as well."),
     ] = None,
+    report_html: Annotated[
+        str | None,
+        typer.Option(
+            "--report", metavar="FILE", show_default=False, help="Write pictures and numbers to one HTML file as well."
+        ),
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -155,7 +161,7 @@ def generate(
             output, model=model, label=label, prompt=prompt, prompts=prompts, num_sequences=num_sequences,
             length=length, num_beams=num_beams, beam_groups=beam_groups, diversity_penalty=diversity_penalty,
             temperature=temperature, top_k=top_k, top_p=top_p, gc=gc, max_homopolymer=max_homopolymer, forbid=forbid,
-            template=template, require=require, seed=seed, table=table, reference=reference, device=device,
-            dtype=dtype, dry_run=dry_run, force=force, rebuild_index=rebuild_index, rna=rna,
+            template=template, require=require, seed=seed, table=table, report=report_html, reference=reference,
+            device=device, dtype=dtype, dry_run=dry_run, force=force, rebuild_index=rebuild_index, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

@@ -12,10 +12,9 @@ import numpy as np
 from hybridna_core.data.inputs import warn
 from hybridna_core.data.writers import atomic_output
 from hybridna_core.errors import SystemFault, UsageError
+from hybridna_core.logo import add_letters
 
 ROW_BASES, ROWS_LIMIT = 100, 40
-# Colours that sequence logos have long had, darkened so that all four stand out on white.
-LETTER_COLOURS = {"A": "#1B8A3A", "C": "#1F5FBF", "G": "#D98200", "T": "#C62828", "N": "#777777"}
 CHANGES = ("A", "C", "G", "T", "del")
 _CELL, _LEFT, _RIGHT = 0.125, 0.95, 1.1  # inches: a base, beside the panels
 _LOGO, _GAP, _LINE, _AXIS, _HEAD = 0.9, 0.06, 0.17, 0.66, 0.75  # inches, from top to bottom
@@ -155,24 +154,11 @@ def heights_of(row):
 
 def _draw_letters(axes, row, limits):
     """Draw each reference letter from 0 to the mean fall, upright on either side."""
-    from matplotlib.collections import PathCollection
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.path import Path
-    from matplotlib.textpath import TextPath
-
-    font, glyphs = FontProperties(family="DejaVu Sans", weight="bold"), {}
-    paths, colours = [], []
-    for offset, (letter, height) in enumerate(zip(row.letters, heights_of(row), strict=True)):
-        if np.isnan(height) or height == 0:
-            continue
-        if letter not in glyphs:
-            glyph = TextPath((0, 0), letter, size=1, prop=font)
-            box = glyph.get_extents()
-            glyphs[letter] = (glyph.vertices - [box.x0, box.y0]) / [box.width, box.height], glyph.codes
-        vertices, codes = glyphs[letter]
-        paths.append(Path(vertices * [0.88, abs(height)] + [row.start + offset + 0.56, min(height, 0.0)], codes))
-        colours.append(LETTER_COLOURS[letter])
-    axes.add_collection(PathCollection(paths, facecolors=colours, linewidths=0))
+    heights = heights_of(row)
+    add_letters(
+        axes,
+        [(base, row.start + i + 0.56, 0.0, h) for i, (base, h) in enumerate(zip(row.letters, heights, strict=True))],
+    )
     axes.axhline(0, color="#444444", linewidth=0.6)
     axes.set_xlim(row.start + 0.5, row.start + 0.5 + len(row.letters))
     axes.set_ylim(*limits)

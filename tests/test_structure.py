@@ -22,7 +22,8 @@ RANKS = {
     "scoring": 6, "score_fields": 6, "skipped": 6, "effect_plot": 6, "score_parquet": 7, "haplotype_scores": 7,
     "baselines": 6, "reports": 6,
     "calibration": 7,
-    "automaton": 4, "constraints": 5, "certificate": 6, "search": 6, "generation": 7,
+    "logo": 4, "automaton": 4, "constraints": 5, "certificate": 6, "search": 6, "design_report": 7,
+    "generation": 7,
     "commands": 8, "__init__": 9,
 }  # fmt: skip
 COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate_effects"}

@@ -19,6 +19,7 @@ from hybridna_core.checkpoint import (
 )
 from hybridna_core.data.genome import open_genome
 from hybridna_core.data.writers import check_output, open_output
+from hybridna_core.design_report import check_report, spell_report
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.generation import check_prompt, make_designs, make_plan, start_tokens, why_unusable
 from hybridna_core.memory import spell_bytes
@@ -49,9 +50,9 @@ class Summary:
 def generate(
     output="-", *, model=None, label=None, prompt="", prompts=None, num_sequences=None, length=None, num_beams=None,
     beam_groups=None, diversity_penalty=None, temperature=None, top_k=None, top_p=None, gc=None, max_homopolymer=None,
-    forbid=None, template=None, require=None, seed=0, table=None, reference=None, device="auto", dtype="float32",
-    dry_run=False, force=False, rebuild_index=False, rna=False, allow_missing_eof=False, allow_nonfinite=False,
-    progress=None,
+    forbid=None, template=None, require=None, seed=0, table=None, report=None, reference=None, device="auto",
+    dtype="float32", dry_run=False, force=False, rebuild_index=False, rna=False, allow_missing_eof=False,
+    allow_nonfinite=False, progress=None,
 ):  # fmt: skip
     """Generate sequences and write them as FASTA, each with its certificate; return a Summary.
 
@@ -59,6 +60,7 @@ def generate(
     model      name, folder, or a loaded model; None: the bundled one that knows the label, base without a label
     prompts    FASTA of many prompts instead of one; each gives num_sequences, as if it were alone
     table      .tsv to write the certificates to as well
+    report     .html of pictures and numbers to write as well; needs matplotlib
     reference  FASTA of known sequences; the nearest one to each design is named
     dry_run    check everything that can be checked without the model, estimate memory and time, write nothing
     rebuild_index, rna, allow_missing_eof: as `open_genome` has them, for both FASTA files
@@ -74,7 +76,7 @@ def generate(
     )  # fmt: skip
     if prompts is not None and prompt:
         raise UsageError("one of --prompt and --prompts, not both", where="--prompts")
-    check_outputs(output, table, (prompts, reference), force, dry_run)
+    check_outputs(output, table, report, (prompts, reference), force, dry_run)
     model = pick_model(label) if model is None else model
     config, tokenizer = read_model(model)
     reading = {"rebuild_index": rebuild_index, "rna": rna, "allow_missing_eof": allow_missing_eof}
@@ -98,7 +100,12 @@ def generate(
         model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
     how = plan.to_fields() | {"model": f"{model.name}:{model.digest[:12]}"}
     log_probs, bases = [], 0
-    with open_output(output, force) as handle, open_lines(table, force) as add:
+    kept = []
+    with (
+        open_output(output, force) as handle,
+        open_lines(table, force) as add,
+        open_lines(report, force) as write_report,
+    ):
         add("\t".join(table_columns()) + "\n")
         for i, ((name, given), reason) in enumerate(zip(named, reasons, strict=True)):
             if reason is not None:
@@ -109,8 +116,11 @@ def generate(
             for certificate in certificates:
                 handle.write(certificate.to_record().encode())
                 add(certificate.to_row(model.digest))
+            kept += certificates if report is not None else []
             log_probs += [design.log_prob for design in designs]
             bases += sum(len(design.sequence) for design in designs)
+        if report is not None:
+            write_report(spell_report(kept, None if compared is None else [bases for _, bases in compared.named]))
     mean, marked = sum(log_probs) / len(log_probs), count_marks(reasons)
     return Summary(len(log_probs), marked, bases, mean, time.monotonic() - start, str(output), how["model"])
 
@@ -147,14 +157,17 @@ def generate_sequences(
     return make_designs(model, plan, label, prompt, progress)
 
 
-def check_outputs(output, table, inputs, force, dry_run):
-    """Raise when an output cannot or must not be written, or is no table by its name."""
+def check_outputs(output, table, report, inputs, force, dry_run):
+    """Raise when an output cannot or must not be written, is one of the others, or is none by its name."""
     if table is not None and not str(table).lower().endswith(".tsv"):
         raise UsageError("the table is a TSV", where=str(table), hint="end its name in .tsv")
-    if table is not None and os.path.realpath(table) == os.path.realpath(output):
-        raise UsageError("is the output, too", where="--table", hint="give it another name")
-    for path in (output, table):
-        if path is not None and not dry_run:
+    if report is not None:
+        check_report(report)
+    paths = [path for path in (output, table, report) if path is not None]
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
+        raise UsageError("two outputs have one name", where=str(output), hint="give each its own")
+    for path in paths:
+        if not dry_run:
             check_output(path, inputs=inputs, force=force)
 
 
