@@ -17,6 +17,7 @@ from hybridna_cli.options import (
     RebuildIndex,
     Rna,
     Seed,
+    Shard,
     SummaryJson,
     Threads,
 )
@@ -137,6 +138,7 @@ def generate(
             help="FASTA of known sequences, such as the training set; the nearest to each design is named.",
         ),
     ] = None,
+    shard: Shard = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     threads: Threads = None,
@@ -162,6 +164,6 @@ def generate(
             length=length, num_beams=num_beams, beam_groups=beam_groups, diversity_penalty=diversity_penalty,
             temperature=temperature, top_k=top_k, top_p=top_p, gc=gc, max_homopolymer=max_homopolymer, forbid=forbid,
             template=template, require=require, seed=seed, table=table, report=report_html, reference=reference,
-            device=device, dtype=dtype, dry_run=dry_run, force=force, rebuild_index=rebuild_index, rna=rna,
+            shard=shard, device=device, dtype=dtype, dry_run=dry_run, force=force, rebuild_index=rebuild_index, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip

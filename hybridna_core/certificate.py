@@ -3,6 +3,7 @@
 designs of one prompt, constraints, reference -> counted and compared -> Certificate -> FASTA record, line of TSV
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -113,9 +114,17 @@ def certify(name, designs, constraints, reference, how):
     return found
 
 
-def read_certificate(name, sequence, words):
-    """Turn the words behind a name of a FASTA of ours back into a Certificate; values stay text."""
-    return Certificate(name, sequence, dict(word.split("=", 1) for word in words))
+def read_certificates(lines):
+    """Yield the Certificate of each record of a FASTA of ours; values stay text."""
+    head, parts = None, []
+    for line in itertools.chain(lines, [">"]):
+        if not line.startswith(">"):
+            parts.append(line.strip())
+            continue
+        if head is not None:
+            name, *words = head.split()
+            yield Certificate(name, "".join(parts), dict(word.split("=", 1) for word in words))
+        head, parts = line[1:], []
 
 
 _DIGITS = {"log_prob": "{:.4f}", "gc": "{:.3f}", "posterior": "{:.4g}"}

@@ -4,21 +4,24 @@ options -> Plan -> prompts, each checked before the model loads -> designs -> ce
 """
 
 import collections
-import contextlib
+import hashlib
 import os
 import time
 from dataclasses import asdict, dataclass, replace
 
-from hybridna_core.certificate import Certificate, Reference, certify, table_columns
+from hybridna_core.certificate import Certificate, Reference, certify, read_certificates, table_columns
 from hybridna_core.checkpoint import (
     bundled_names,
     choose_device,
     choose_dtype,
     load_model,
     read_structure,
+    version,
 )
 from hybridna_core.data.genome import open_genome
-from hybridna_core.data.writers import check_output, open_output
+from hybridna_core.data.partial import finish_renaming, hold_outputs
+from hybridna_core.data.shards import parse_shard
+from hybridna_core.data.writers import check_output
 from hybridna_core.design_report import check_report, spell_report
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.generation import check_prompt, make_designs, make_plan, start_tokens, why_unusable
@@ -50,8 +53,8 @@ class Summary:
 def generate(
     output="-", *, model=None, label=None, prompt="", prompts=None, num_sequences=None, length=None, num_beams=None,
     beam_groups=None, diversity_penalty=None, temperature=None, top_k=None, top_p=None, gc=None, max_homopolymer=None,
-    forbid=None, template=None, require=None, seed=0, table=None, report=None, reference=None, device="auto",
-    dtype="float32", dry_run=False, force=False, rebuild_index=False, rna=False, allow_missing_eof=False,
+    forbid=None, template=None, require=None, seed=0, table=None, report=None, reference=None, shard=None,
+    device="auto", dtype="float32", dry_run=False, force=False, rebuild_index=False, rna=False, allow_missing_eof=False,
     allow_nonfinite=False, progress=None,
 ):  # fmt: skip
     """Generate sequences and write them as FASTA, each with its certificate; return a Summary.
@@ -62,6 +65,7 @@ def generate(
     table      .tsv to write the certificates to as well
     report     .html of pictures and numbers to write as well; needs matplotlib
     reference  FASTA of known sequences; the nearest one to each design is named
+    shard      `i/n`: the i-th of n parts of the prompts alone; written one after the other the parts are the whole
     dry_run    check everything that can be checked without the model, estimate memory and time, write nothing
     rebuild_index, rna, allow_missing_eof: as `open_genome` has them, for both FASTA files
 
@@ -76,6 +80,12 @@ def generate(
     )  # fmt: skip
     if prompts is not None and prompt:
         raise UsageError("one of --prompt and --prompts, not both", where="--prompts")
+    part = parse_shard(shard)
+    if part is not None and prompts is None:
+        hint = "--shard none, and another --seed for each job"
+        raise UsageError("divides prompts, and there is but one", where="--shard", hint=hint)
+    if not dry_run:
+        finish_renaming(output)
     check_outputs(output, table, report, (prompts, reference), force, dry_run)
     model = pick_model(label) if model is None else model
     config, tokenizer = read_model(model)
@@ -90,39 +100,100 @@ def generate(
         reasons = [why_unusable(config, tokenizer, label, given, plan) for _, given in named]
         if all(reasons):
             raise DataError(f"none of {len(named)} prompts can be used ({reasons[0]})", where=prompts)
-    usable = [given for (_, given), reason in zip(named, reasons, strict=True) if reason is None]
-    longest = max(len(start_tokens(config, tokenizer, label, given)) for given in usable)
+    jobs = cut(list(zip(named, reasons, strict=True)), part)
+    lengths = [len(start_tokens(config, tokenizer, label, given)) for (_, given), reason in jobs if reason is None]
+    longest = max(lengths, default=0)
     check_memory(config, device, number_format, longest, plan.length, plan.beams)
     if dry_run:
-        summary = Summary(plan.count * len(usable), count_marks(reasons), 0, None, 0.0, None, str(model))
-        return estimate(summary, config, device, number_format, longest, len(usable), plan, start)
-    if isinstance(model, str | os.PathLike):
-        model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
-    how = plan.to_fields() | {"model": f"{model.name}:{model.digest[:12]}"}
-    log_probs, bases = [], 0
-    kept = []
-    with (
-        open_output(output, force) as handle,
-        open_lines(table, force) as add,
-        open_lines(report, force) as write_report,
-    ):
-        add("\t".join(table_columns()) + "\n")
-        for i, ((name, given), reason) in enumerate(zip(named, reasons, strict=True)):
+        marked = count_marks(reason for _, reason in jobs)
+        summary = Summary(plan.count * len(lengths), marked, 0, None, 0.0, None, str(model))
+        return estimate(summary, config, device, number_format, longest, len(lengths), plan, start)
+    with hold_outputs([output, table, report], force) as outputs:
+        if isinstance(model, str | os.PathLike):
+            model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)
+        how = plan.to_fields() | {"model": f"{model.name}:{model.digest[:12]}"}
+        texts = Texts(outputs, table is not None, report is not None, part is None or part.index == 1)
+        tally = texts.begin(take_fingerprint(plan, label, jobs, compared, model, part))
+        for i, ((name, given), reason) in list(enumerate(jobs))[tally["records"] :]:
             if reason is not None:
-                designs, certificates = [], [Certificate(name, given, {"status": reason})]
+                texts.add([Certificate(name, given, {"status": reason})], model.digest)
             else:
-                designs = make_designs(model, plan, label, given, share(progress, i, len(named)))
-                certificates = certify(name, designs, plan.constraints, compared, how)
-            for certificate in certificates:
-                handle.write(certificate.to_record().encode())
-                add(certificate.to_row(model.digest))
-            kept += certificates if report is not None else []
-            log_probs += [design.log_prob for design in designs]
-            bases += sum(len(design.sequence) for design in designs)
-        if report is not None:
-            write_report(spell_report(kept, None if compared is None else [bases for _, bases in compared.named]))
-    mean, marked = sum(log_probs) / len(log_probs), count_marks(reasons)
-    return Summary(len(log_probs), marked, bases, mean, time.monotonic() - start, str(output), how["model"])
+                designs = make_designs(model, plan, label, given, share(progress, i, len(jobs)))
+                texts.add(certify(name, designs, plan.constraints, compared, how), model.digest)
+                tally["sequences"] += len(designs)
+                for design in designs:
+                    tally["bases"] += len(design.sequence)
+                    tally["log_prob"] += design.log_prob
+            tally["records"] += 1
+            if outputs.is_due():
+                outputs.save([b""] * len(outputs.handles), tally)
+        texts.finish(compared)
+    count, marked = tally["sequences"], count_marks(reason for _, reason in jobs)
+    mean = tally["log_prob"] / count if count else None
+    return Summary(count, marked, tally["bases"], mean, time.monotonic() - start, str(output), how["model"])
+
+
+class Texts:
+    """Writes certificates into the outputs that are wanted, and goes on where an earlier run was stopped.
+
+    has_header  the table begins with the names of its columns
+    """
+
+    def __init__(self, outputs, has_table, has_report, has_header):
+        self.outputs, self.has_table, self.has_header = outputs, has_table, has_header
+        self.kept = [] if has_report else None
+
+    def begin(self, fingerprint):
+        """Open the outputs; return what was counted before, `records` being the prompts that are done."""
+        tally, _ = self.outputs.begin(fingerprint)
+        if tally is None:
+            if self.has_table and self.has_header:
+                self.outputs.handles[1].write(("\t".join(table_columns()) + "\n").encode())
+            return {"records": 0, "sequences": 0, "bases": 0, "log_prob": 0.0}
+        if self.kept is not None:
+            with open(self.outputs.handles[0].name, encoding="utf-8") as handle:
+                self.kept = list(read_certificates(handle))
+        return tally
+
+    def add(self, certificates, model_digest):
+        """Write the certificates of one prompt."""
+        for certificate in certificates:
+            record = certificate.to_record()
+            self.outputs.handles[0].write(record.encode())
+            if self.has_table:
+                self.outputs.handles[1].write(certificate.to_row(model_digest).encode())
+            if self.kept is not None:
+                # As they stand in the FASTA, from which a run that goes on takes them.
+                self.kept += read_certificates(record.splitlines())
+
+    def finish(self, compared):
+        """Write the report, and let the outputs take their names."""
+        if self.kept is not None:
+            known = None if compared is None else [bases for _, bases in compared.named]
+            self.outputs.handles[-1].write(spell_report(self.kept, known).encode())
+        self.outputs.finish()
+
+
+def cut(jobs, part):
+    """Return the jobs of a Shard, or all."""
+    if part is None:
+        return jobs
+    if part.count > len(jobs):
+        raise UsageError(f"is {part}, but there are {len(jobs):,} prompts", where="--shard")
+    return jobs[len(jobs) * (part.index - 1) // part.count : len(jobs) * part.index // part.count]
+
+
+def take_fingerprint(plan, label, jobs, compared, model, part):
+    """Return what must stay the same for a run to be gone on with, by names in words."""
+
+    def digest(thing):
+        return hashlib.sha256(repr(thing).encode()).hexdigest()
+
+    return {
+        "the version": version(), "the options": repr((plan, label)), "the prompts": digest(jobs),
+        "the known sequences": digest(compared and compared.named), "the shard": str(part),
+        "the model": f"{model.digest} {model.dtype} {model.device.type}",
+    }  # fmt: skip
 
 
 def generate_sequences(
@@ -221,13 +292,3 @@ def share(progress, i, count):
     if progress is None:
         return None
     return lambda done, total: progress(i * total + done, count * total)
-
-
-@contextlib.contextmanager
-def open_lines(path, force):
-    """Yield write(text) for a further output; without a path it does nothing."""
-    if path is None:
-        yield lambda text: None
-        return
-    with open_output(path, force) as handle:
-        yield lambda text: handle.write(text.encode())

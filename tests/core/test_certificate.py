@@ -11,7 +11,7 @@ import torch
 from constrained import satisfies
 from toys import random_model
 
-from hybridna_core.certificate import Design, Reference, certify, read_certificate, table_columns
+from hybridna_core.certificate import Design, Reference, certify, read_certificates, table_columns
 from hybridna_core.checkpoint import load_model
 from hybridna_core.commands.generate import generate, generate_sequences
 from hybridna_core.constraints import parse_constraints
@@ -55,8 +55,7 @@ def test_the_table_says_what_the_fasta_says_and_more(model, tmp_path):
     turned = {"one": "TTACGTACGTACGTACGTACGT", "two": "NNAAAAAAAAAAAAAAAAAAAAAAA"}
     for row, record in zip(rows, records, strict=True):
         head, *lines = record.splitlines()
-        name, *words = head.split()
-        again = read_certificate(name, "".join(lines), words)
+        (again,) = read_certificates([f">{head}", *lines])
         assert (again.name, again.sequence) == (row["name"], row["sequence"])
         assert {**row, **again.fields} == row
         sequence = row["sequence"]
