@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak experiments coding effects speed card
+.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings experiments coding effects speed card
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -74,6 +74,20 @@ store-soak: .venv/bin/hybridna
 # Memory of score-variants from ten thousand to a million records, with a stub for the network.
 vcf-soak: .venv/bin/hybridna
 	.venv/bin/python tests/vcf_soak.py 10000 1000000
+
+# 50 scoring runs killed at random moments; prints a table, and fails on a difference.
+score-storm: .venv/bin/hybridna
+	.venv/bin/python tests/score_storm.py 50
+
+# Memory while embedding 100,000 regions.
+embed-soak: .venv/bin/pytest
+	.venv/bin/python tests/embed_soak.py $(SCRATCH)/embed-soak
+
+# Of `embeddings`: the yeast genome and its annotation.
+YEAST ?= genomes/fungi/scerevisiae_r64.fa.gz
+YEAST_GFF ?= annotation/scerevisiae_r64.gff3.gz
+embeddings: .venv/bin/pytest
+	.venv/bin/python docs/draw_embeddings.py --fasta $(YEAST) --gff $(YEAST_GFF) --scratch $(SCRATCH)/embeddings
 
 slow: .venv/bin/pytest
 	.venv/bin/python -m pytest -q -m slow

@@ -1,6 +1,7 @@
 """BCF to VCF text and back, by htslib in a process of its own.
 
-bytes in | path -> pysam -> bytes out; a damaged file or a full pipe there cannot take this process with it
+bytes in | path -> bcftools, which pysam brings along -> bytes out; a damaged file or a full pipe there cannot take this
+process with it
 """
 
 import contextlib
@@ -11,10 +12,10 @@ import sys
 import threading
 
 from hybridna_core.data.inputs import bgzf_blocks
-from hybridna_core.errors import DataError, SystemFault
+from hybridna_core.errors import DataError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_FAILED, _NO_SPACE, _READER_GONE = 3, 5, 141
+_FAILED, _READER_GONE = 3, 141
 
 
 class Transcoder:
@@ -38,7 +39,8 @@ class Transcoder:
         # Found as this process found them, however it was started.
         places = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, *sys.path]))}
         self.child = subprocess.Popen(command, stdin=stdin, env=places, **pipes)
-        self.messages, self.fault = [], None
+        # Records that came out as text, None where BCF comes out, and whether their header did.
+        self.messages, self.fault, self.records, self.is_begun = [], None, 0 if mode == "w" else None, False
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         self._feeder = None
@@ -86,14 +88,19 @@ class Transcoder:
     def chunks(self):
         """Yield the child's output; raise what it died of at the end."""
         try:
+            before = b"\n"
             while chunk := self.child.stdout.read1(2**20):
+                text = before + chunk
+                # Lines begun that are no header's; the last may have only begun.
+                self.records += text.count(b"\n", 0, -1) - text.count(b"\n#")
+                before, self.is_begun = chunk[-1:], True
                 yield chunk
             self.finish()
         finally:
             self.stop()
 
     def finish(self):
-        """Wait for the child to end; raise DataError, SystemFault or BrokenPipeError if it failed."""
+        """Wait for the child to end; raise DataError or BrokenPipeError if it failed."""
         if self.child.stdin is not None and self._feeder is None:
             with contextlib.suppress(BrokenPipeError):
                 self.child.stdin.close()
@@ -111,9 +118,11 @@ class Transcoder:
         if code == _READER_GONE:
             raise BrokenPipeError
         said = [m for m in self.messages if m] or [f"htslib ended with signal {-code}" if code < 0 else "htslib failed"]
-        if code == _NO_SPACE:
-            raise SystemFault(said[-1], where=self.name)
-        raise DataError(said[-1], where=self.name, hint="is the file whole?" if self._feeder else None)
+        what = said[-1]
+        if self.records is not None:
+            # bcftools reads one ahead of what it writes.
+            what = f"near record {self.records + 2}: {what}" if self.is_begun else "header: cannot be read"
+        raise DataError(what, where=self.name, hint="is the file whole?" if self._feeder else None)
 
     def stop(self):
         """End the child, whatever it does, and let go of its pipes."""
@@ -131,21 +140,6 @@ class Transcoder:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-
-
-def _records(source, regions):
-    if regions is None:
-        yield from source
-        return
-    last = None
-    for contig, start, end in regions:
-        if contig not in source.header.contigs:
-            continue
-        for record in source.fetch(contig, start, min(end, 2**31 - 1)):
-            # One that spans two regions came with the first.
-            if last is None or last[0] != contig or record.start >= last[1]:
-                yield record
-        last = contig, end
 
 
 class BcfEncoder:
@@ -198,28 +192,31 @@ class BcfEncoder:
 
 
 def main(mode, path, regions):
-    """Copy records in the child; print what went wrong with its record number; return the exit code."""
-    import errno
+    """Let bcftools copy records in the child; print what went wrong; return the exit code.
 
-    import pysam
+    pysam's own reader and writer would give records with symbolic alleles an END that nobody declared, and take it from
+    others.
+    """
+    import tempfile
 
-    stdout, where = os.dup(1), "header"
+    import pysam.bcftools
+
+    words, stdout = ["--no-version", "-Ob0" if mode == "wb0" else "-Ov"], os.dup(1)
     try:
-        with pysam.VariantFile(path) as source, pysam.VariantFile("-", mode, header=source.header) as sink:
-            where = "record 1"
-            for following, record in enumerate(_records(source, regions), start=2):
-                sink.write(record)
-                where = f"record {following}"
-    except OSError as error:
-        if error.errno == errno.EPIPE:
+        with tempfile.NamedTemporaryFile("w", suffix=".bed") as wanted:
+            if regions is not None:
+                wanted.writelines(f"{contig}\t{start}\t{min(end, 2**31 - 1)}\n" for contig, start, end in regions)
+                wanted.flush()
+                words += ["-R", wanted.name]
+            pysam.bcftools.view(*words, path, catch_stdout=False)
+    except pysam.SamtoolsError as error:
+        if _is_reader_gone(stdout):
             return _READER_GONE
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            print(error.strerror, file=sys.stderr)
-            return _NO_SPACE
-        print(f"{where}: {error.strerror or error}", file=sys.stderr)
-        return _FAILED
-    except (ValueError, KeyError) as error:
-        print(f"{where}: {'cannot be read' if where == 'header' else error}", file=sys.stderr)
+        said = error.value.partition("stderr=")[2].split("\n")
+        print(
+            next((line.removeprefix("Error: ") for line in reversed(said) if line.strip()), "bcftools failed"),
+            file=sys.stderr,
+        )
         return _FAILED
     return _READER_GONE if _is_reader_gone(stdout) else 0
 

@@ -229,16 +229,37 @@ def test_bcf_damage(tmp_path, bcf):  # C31
     old = put(tmp_path, b"BCF\x04" + raw[4:], "old.bcf")
     assert refusal(old) == ": a BCF of an old version; convert it with an old bcftools"
     cut = refusal(put(tmp_path, bgzip(raw[:-7]), "cut.bcf"))
-    assert cut.startswith(": record 4: ")
+    assert cut.startswith(": near record 4: ")
     # The first record names contig 77.
     start = 9 + int.from_bytes(raw[5:9], "little")
     table = raw[: start + 8] + (77).to_bytes(4, "little") + raw[start + 12 :]
-    assert refusal(put(tmp_path, bgzip(table), "contig.bcf")).startswith(": record ")
+    assert refusal(put(tmp_path, bgzip(table), "contig.bcf")).startswith(": near record 2: ")
     assert (
         refusal(put(tmp_path, bgzip(raw[: start // 2]), "header.bcf")) == ": header: cannot be read; is the file whole?"
     )
     content = Path(bcf).read_bytes()
     assert "the BGZF end block is missing" in refusal(put(tmp_path, content[: -len(BGZF_EOF)], "eof.bcf"))
+
+
+def test_no_end_is_made_up_or_taken(tmp_path):
+    # As pysam's writer does for symbolic alleles without END, and with one that says what REF does.
+    declared = b"##INFO=<ID=END,Number=1,Type=Integer,Description=e>\n"
+    head = b"##fileformat=VCFv4.2\n##FILTER=<ID=PASS,Description=p>\n##contig=<ID=1,length=100>\n%s"
+    head += b"##INFO=<ID=SVLEN,Number=1,Type=Integer,Description=l>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    for between, infos in ((b"", (b".", b"SVLEN=-5")), (declared, (b"END=10", b"END=20", b"."))):
+        lines = b"".join(b"1\t10\t.\tA\t%s\t.\t.\t%s\n" % (alt, i) for alt in (b"<DEL>", b"C") for i in infos)
+        made = str(tmp_path / "out.bcf")
+        with VcfReader(put(tmp_path, head % between + lines, "in.vcf")) as reader, open(made, "wb") as handle:
+            header = reader.header.extended(["##INFO=<ID=X,Number=1,Type=Integer,Description=x>"])
+            with VcfWriter(handle, "b", header) as writer:
+                for record in reader.records():
+                    writer.write_record(record, "X=1")
+        build_index(made, f"{made}.csi", "b")
+        due = [b"X=1" if info == b"." else info + b";X=1" for info in infos] * 2
+        for regions in (None, [("1", 0, 50), ("1", 60, 70), ("none", 0, 9)]):
+            with VcfReader(made, regions=regions) as reader:
+                assert ("END" in reader.header.ids("INFO")) == bool(between)
+                assert [r.columns[7] for r in reader.records()] == due
 
 
 def test_line_beyond_the_limit(tmp_path, monkeypatch):  # C34
