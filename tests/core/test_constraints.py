@@ -107,6 +107,15 @@ def test_layers_that_are_computed_again_are_those_kept():
     assert layer.shape[1] == 3 and automaton.is_satisfiable
 
 
+def test_more_g_and_c_than_a_word_has_bits():
+    free = compile_constraints(parse_constraints(gc="0:1"), "", 130)
+    bits = np.unpackbits(free._layer(0)[0].view(np.uint8), bitorder="little")
+    assert bits[:131].all() and not bits[131:].any()
+    # All bases G or C: at each place A and T are barred.
+    full = compile_constraints(parse_constraints(gc="1:1"), "", 130)
+    assert (full.live(0, np.zeros(1, int), np.zeros(1, int)) == [[False, True, True, False]]).all()
+
+
 def test_sites_that_span_prompt_and_generated_bases_count():
     automaton = compile_constraints(parse_constraints(forbid="EcoRI"), "ACGAATT", 1)
     assert follow(automaton, "ACGAATT") == ["ACGAATTA", "ACGAATTG", "ACGAATTT"]
