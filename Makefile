@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings experiments coding effects speed card
+.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings beams experiments coding effects speed card
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -88,6 +88,10 @@ YEAST ?= genomes/fungi/scerevisiae_r64.fa.gz
 YEAST_GFF ?= annotation/scerevisiae_r64.gff3.gz
 embeddings: .venv/bin/pytest
 	.venv/bin/python docs/draw_embeddings.py --fasta $(YEAST) --gff $(YEAST_GFF) --scratch $(SCRATCH)/embeddings
+
+# Beams of 256 x 80 and 2,500 x 200 bases beside reading all again, and beside transformers.
+beams: .venv/bin/pytest
+	.venv/bin/python docs/time_beams.py --limit 5
 
 slow: .venv/bin/pytest
 	.venv/bin/python -m pytest -q -m slow
