@@ -7,17 +7,23 @@ import os
 
 import torch
 
-from hybridna_kernels import cpu, installed, reference
+from hybridna_kernels import cpu, installed, reference, triton
 
 # Per op: (backend name, function, refuse). `refuse(args, kwargs)` gives None or a short reason.
 _CANDIDATES = {
     "ssd_scan": [
+        ("triton", triton.ssd_scan, triton.refuse_ssd_scan),
         ("cpu", cpu.ssd_scan, cpu.refuse_ssd_scan),
         ("chunked", reference.ssd_scan, None),
         ("sequential", reference.ssd_scan_sequential, None),
     ],
-    "ssd_step": [("cpu", cpu.ssd_step, cpu.refuse_ssd_step), ("reference", reference.ssd_step, None)],
+    "ssd_step": [
+        ("triton", triton.ssd_step, triton.refuse_ssd_step),
+        ("cpu", cpu.ssd_step, cpu.refuse_ssd_step),
+        ("reference", reference.ssd_step, None),
+    ],
     "causal_conv1d": [
+        ("triton", triton.causal_conv1d, triton.refuse_causal_conv1d),
         ("cpu", cpu.causal_conv1d, cpu.refuse_causal_conv1d),
         ("reference", reference.causal_conv1d, None),
     ],
@@ -27,11 +33,15 @@ _CANDIDATES = {
         ("reference", reference.attention, None),
     ],
     "gated_rms_norm": [
+        ("triton", triton.gated_rms_norm, triton.refuse_gated_rms_norm),
         ("cpu", cpu.gated_rms_norm, cpu.refuse_gated_rms_norm),
         ("reference", reference.gated_rms_norm, None),
     ],
 }
 OPS = tuple(_CANDIDATES)
+
+# Backends that run unasked only where they were tested, and what says so of the first tensor's device.
+_UNTESTED = {"triton": triton.untested}
 
 # What `reference` means where no backend has that name.
 _REFERENCES = {"ssd_scan": "chunked"}
@@ -68,12 +78,29 @@ def run(op, *args, **kwargs):
     for name, function, refuse in _CANDIDATES[op]:
         if wanted not in (None, name):
             continue
-        reason = refuse(args, kwargs) if refuse else None
+        reason = _reason(name, refuse, args, kwargs, asked=wanted == name)
         if reason is None:
             return function(*args, **kwargs)
         if wanted == name:
             raise KernelError(f"{op}: backend {name!r} refuses: {reason}")
     raise KernelError(f"{op}: every backend refuses")
+
+
+def _reason(name, refuse, args, kwargs, asked):
+    """Say why a backend does not run, or None. asked: it was named, so that it need not have been tested here"""
+    reason = refuse(args, kwargs) if refuse else None
+    if reason is None and name in _UNTESTED and not asked:
+        return _UNTESTED[name](args[0].device)
+    return reason
+
+
+def refusal(op, backend, args, kwargs):
+    """Say why a backend, by its name, would not run these arguments as things stand, or None."""
+    wanted = forced().get(op)
+    if wanted not in (None, backend):
+        return f"HYBRIDNA_KERNELS asks for {wanted}"
+    (refuse,) = [refuse for name, _, refuse in _CANDIDATES[op] if name == backend]
+    return _reason(backend, refuse, args, kwargs, asked=wanted == backend)
 
 
 def backends(op):
@@ -89,16 +116,12 @@ def report(device="cpu", dtype=torch.float32):
     from hybridna_kernels import parity
 
     rows = []
-    wanted = forced()
     for op in OPS:
         args, kwargs = parity.example(op, device=device, dtype=dtype)
         first = True
-        for name, _, refuse in _CANDIDATES[op]:
-            if wanted.get(op, name) != name:
-                # Nothing is asked of it, so that forcing another never compiles anything.
-                rows.append((op, name, f"HYBRIDNA_KERNELS asks for {wanted[op]}"))
-                continue
-            reason = refuse(args, kwargs) if refuse else None
+        for name, _, _ in _CANDIDATES[op]:
+            # One that was not asked for is not looked at, so that forcing another never compiles anything.
+            reason = refusal(op, name, args, kwargs)
             rows.append((op, name, reason or ("in use" if first else "usable")))
             first = first and reason is not None
     rows += [(op, name, reason) for name, op, reason in installed.absent()]

@@ -54,13 +54,12 @@ def check(device="cpu"):
     limit  twice what the definition itself loses in float32, and at least 1e-6
     """
     rows = []
-    wanted = dispatch.forced()
     for op in dispatch.OPS:
         exact = _outputs(_DEFINITIONS[op], *example(op, device=device))
         args, kwargs = example(op, device=device, dtype=torch.float32)
         limit = max(1e-6, 2 * _difference(_outputs(_DEFINITIONS[op], args, kwargs), exact))
-        for name, function, refuse in dispatch.backends(op):
-            if wanted.get(op, name) == name and (refuse is None or refuse(args, kwargs) is None):
+        for name, function, _ in dispatch.backends(op):
+            if dispatch.refusal(op, name, args, kwargs) is None:
                 rows.append((op, name, _difference(_outputs(function, args, kwargs), exact), limit))
     return rows
 
