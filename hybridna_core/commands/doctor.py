@@ -126,10 +126,13 @@ def list_devices():
 
 
 def list_kernels():
-    """List op, backend and state: in use, usable, or the reason why not."""
+    """List op, backend and state: in use, usable, or the reason why not; on the CUDA device where there is one."""
+    import torch
+
     from hybridna_kernels import dispatch
 
-    return [{"op": op, "backend": backend, "state": state} for op, backend, state in dispatch.report()]
+    rows = dispatch.report("cuda" if torch.cuda.is_available() else "cpu")
+    return [{"op": op, "backend": backend, "state": state} for op, backend, state in rows]
 
 
 def check_parity():

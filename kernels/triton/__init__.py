@@ -6,7 +6,7 @@ tensors -> reasons against -> a module with kernels, imported on first use -> ne
 from hybridna_kernels.triton import setting
 
 # What the kernels hold in registers.
-LARGEST_HEAD, LARGEST_STATE_SIZE, LARGEST_CONV, LARGEST_WIDTH, LARGEST_VOCABULARY = 128, 256, 8, 16384, 128
+LARGEST_CONV, LARGEST_WIDTH, LARGEST_VOCABULARY = 8, 16384, 128
 untested = setting.untested
 
 
@@ -15,7 +15,7 @@ def refuse(*tensors):
     present = [t for t in tensors if t is not None]
     if any(t.device.type != "cuda" for t in present) and not setting.on_cpu(present):
         return "needs CUDA"
-    if any(t.dtype not in setting.DTYPES for t in present if t.is_floating_point()):
+    if any(t.dtype not in setting.LARGEST for t in present if t.is_floating_point()):
         return "needs float32 or bfloat16"
     if not all(t.numel() for t in present):
         return "needs elements"
@@ -26,7 +26,11 @@ def refuse_ssd_scan(args, kwargs):
     x, _, _, B, *_ = args
     if kwargs.get("chunk_size", 64) != 64:
         return "has chunks of its own"
-    return _refuse_shapes(x.shape[2], x.shape[3], *B.shape[2:]) or refuse(*args, kwargs.get("state"))
+    state = kwargs.get("state")
+    reason = _refuse_shapes(x, B) or refuse(*args, state)
+    if reason is None and setting.wants_gradient(*args, state):
+        return setting.miscompiled()
+    return reason
 
 
 def ssd_scan(x, dt, A, B, C, D, *, state=None, chunk_size=64):
@@ -40,7 +44,7 @@ def refuse_ssd_step(args, kwargs):
     x, B = args[0], args[3]
     if setting.wants_gradient(*args):
         return "no backward"
-    return _refuse_shapes(x.shape[1], x.shape[2], *B.shape[1:]) or refuse(*args)
+    return _refuse_shapes(x, B) or refuse(*args)
 
 
 def ssd_step(x, dt, A, B, C, D, state, *, rows=None):
@@ -89,9 +93,32 @@ def add_rms_norm(x, more, weight, eps):
     return training.add_rms_norm(x, more, weight, eps)
 
 
-def _refuse_shapes(heads, head_dim, groups, size):
+def refuse_cross_entropy(hidden, head, target):
+    """Say why `cross_entropy` cannot take these tensors, or None."""
+    if head.shape[0] > LARGEST_VOCABULARY:
+        return f"vocabulary above {LARGEST_VOCABULARY}"
+    return refuse(hidden, head, target)
+
+
+def cross_entropy(hidden, head, target):
+    """Return the loss of each row in nats, 0 where the target is negative; logits are never written.
+
+    hidden  (rows, width)
+    head    (vocabulary, width)
+    target  (rows,) int64
+    """
+    from hybridna_kernels.triton import loss
+
+    return loss.cross_entropy(hidden, head, target)
+
+
+def _refuse_shapes(x, B):
+    heads, head_dim, groups, size = *x.shape[-2:], *B.shape[-2:]
     if heads % groups:
         return "heads do not divide into groups"
-    if head_dim > LARGEST_HEAD or size > LARGEST_STATE_SIZE:
-        return f"head_dim above {LARGEST_HEAD} or state size above {LARGEST_STATE_SIZE}"
+    if x.dtype not in setting.LARGEST:
+        return None
+    largest_head, largest_size = setting.LARGEST[x.dtype]
+    if head_dim > largest_head or size > largest_size:
+        return f"head_dim above {largest_head} or state size above {largest_size} in {x.dtype}".replace("torch.", "")
     return None

@@ -32,7 +32,7 @@ def logits_of(
     return tl.where(token[None, :] < VOCABULARY, logits, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def loss_kernel(
     hidden, head, target, loss, spread, rows, width, hidden_row,
     VOCABULARY: tl.constexpr, BLOCK_V: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -41,9 +41,7 @@ def loss_kernel(
     """Write the loss of each row in nats, 0 where the target is negative, and the log-sum-exp of its logits."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row < rows
-    logits = logits_of(
-        hidden, head, row, real, width, hidden_row, VOCABULARY, BLOCK_V, ROWS, WIDTH, OPERAND, PRECISION
-    )
+    logits = logits_of(hidden, head, row, real, width, hidden_row, VOCABULARY, BLOCK_V, ROWS, WIDTH, OPERAND, PRECISION)
     top = tl.max(logits, axis=1)
     total = top + tl.log(tl.sum(tl.exp(logits - top[:, None]), axis=1))
     wanted = tl.load(target + row, mask=real, other=-1)
@@ -53,7 +51,7 @@ def loss_kernel(
     tl.store(spread + row, total, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def loss_backward_kernel(
     hidden, head, target, spread, dloss, dlogits, rows, width, hidden_row,
     VOCABULARY: tl.constexpr, BLOCK_V: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -62,9 +60,7 @@ def loss_backward_kernel(
     """Write the gradient of the logits (rows, VOCABULARY): softmax less one at the target, times that of the loss."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row < rows
-    logits = logits_of(
-        hidden, head, row, real, width, hidden_row, VOCABULARY, BLOCK_V, ROWS, WIDTH, OPERAND, PRECISION
-    )
+    logits = logits_of(hidden, head, row, real, width, hidden_row, VOCABULARY, BLOCK_V, ROWS, WIDTH, OPERAND, PRECISION)
     wanted = tl.load(target + row, mask=real, other=-1)
     token = tl.arange(0, BLOCK_V)
     share = tl.exp(logits - tl.load(spread + row, mask=real, other=0.0)[:, None])

@@ -33,7 +33,7 @@ def conv_sum(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def conv_kernel(
     x, weight, bias, state, y, length, channels, x_batch, x_token,
     WIDTH: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr, BIAS: tl.constexpr, STATE: tl.constexpr,
@@ -51,7 +51,7 @@ def conv_kernel(
     tl.store(place, (total * tl.sigmoid(total)).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def conv_backward_kernel(
     x, weight, bias, state, dy, dx, dstate, sums, length, channels, x_batch, x_token,
     WIDTH: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -76,9 +76,9 @@ def conv_backward_kernel(
     value = tl.load(x + at[:, None] * x_token + channel[None, :], mask=own, other=0.0).to(tl.float32)
     older = (at[:, None] < 0) & real[None, :]
     if STATE:
-        value += tl.load(
-            state + (at[:, None] + (WIDTH - 1)) * channels + channel[None, :], mask=older, other=0.0
-        ).to(tl.float32)
+        value += tl.load(state + (at[:, None] + (WIDTH - 1)) * channels + channel[None, :], mask=older, other=0.0).to(
+            tl.float32
+        )
     gradient = tl.zeros([TOKENS, CHANNELS], tl.float32)
     for k in tl.static_range(WIDTH):
         # This input met weight k when the output `later` was made.
@@ -123,7 +123,7 @@ def norm_kernel(
     tl.store(out + row * width + column, scaled.to(out.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_backward_kernel(
     x, more, weight, dout, dadded, dx, dmore, sums, rows, width, x_row, more_row, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GATE: tl.constexpr, ADDED: tl.constexpr,

@@ -13,7 +13,7 @@ from torch.library import triton_op, wrap_triton
 from hybridna_kernels.triton import scan, setting, tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment_length", "segments", "dt_batch"])
 def state_gradient_kernel(
     dt, A, C, dy, dlast, parts, totals, dstate, dkept,
     length, heads, per_group, segment_length, segments, dt_batch, dt_token, dt_head, c_batch, c_token, c_group,
@@ -22,8 +22,9 @@ def state_gradient_kernel(
 ):  # fmt: skip
     """Pass the gradient of the state back through one segment of one head.
 
-    CARRY  False: from zeros, writing `parts` and `totals` of the segment; True: from `dlast` (zeros unless LAST) and the
-           parts of the segments after, writing `dkept`, the gradient of the state after each tile, and `dstate`
+    CARRY  False: from zeros, writing `parts` and `totals` of the segment;
+           True: from `dlast` (zeros unless LAST) and the parts of the segments after, writing `dkept`, the gradient of
+           the state after each tile, and `dstate`
     """
     pair = tl.program_id(0).to(tl.int64)
     # Without CARRY the first segment is left out: none comes before it.
@@ -71,9 +72,7 @@ def state_gradient_kernel(
         queries = tl.load(C + at * c_token + token[:, None] * c_token + n[None, :], mask=row_deep, other=0.0)
         out = tl.load(dy + at * heads * P + token[:, None] * (heads * P) + p[None, :], mask=row_wide, other=0.0)
         out = (out.to(tl.float32) * tl.exp2(log_decay)[:, None]).to(OPERAND)
-        gradient = tl.dot(
-            tl.trans(queries.to(OPERAND)), out, gradient * tl.exp2(total), input_precision=PRECISION
-        )
+        gradient = tl.dot(tl.trans(queries.to(OPERAND)), out, gradient * tl.exp2(total), input_precision=PRECISION)
         written += total
 
     if CARRY:
@@ -85,7 +84,7 @@ def state_gradient_kernel(
         tl.store(totals + at, written)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "dt_batch"])
 def across_kernel(
     x, dt, A, B, C, D, kept, dkept, dy, dx_part, slope_part, direct_part, leaving, dB_part, dC_part, dD,
     length, heads, groups, per_group,
@@ -163,7 +162,7 @@ def across_kernel(
     tl.store((dB_part if OUT else dC_part) + place, gradient, mask=row_deep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "dt_batch"])
 def inside_kernel(
     x, dt, A, B, C, dy, dx_part, slope_part, direct_part, leaving, dB_part, dC_part, dx, ddt, dA, dB, dC,
     length, heads, groups, per_group,
@@ -269,7 +268,16 @@ def scan_backward(
                 length, heads, heads // groups, segment, number, *dt.stride(), *C.stride()[:3],
                 P=P, N=N, **tile.blocks(P, N), CARRY=carry, LAST=carry and dlast is not None, **tile.options(),
             )  # fmt: skip
-        shape = (length, heads, groups, heads // groups, *x.stride()[:3], *dt.stride(), *B.stride()[:3], *C.stride()[:3])
+        shape = (
+            length,
+            heads,
+            groups,
+            heads // groups,
+            *x.stride()[:3],
+            *dt.stride(),
+            *B.stride()[:3],
+            *C.stride()[:3],
+        )
         options = {"P": P, "N": N, **cut.blocks(P, N), **cut.options()}
         for out in (True, False):
             wrap_triton(across_kernel)[(count, batch * groups)](

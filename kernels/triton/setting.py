@@ -6,10 +6,12 @@ import triton -> version, ptxas, device -> reason against, or None
 import contextlib
 import functools
 import os
+import re
 
 import torch
 
-DTYPES = (torch.float32, torch.bfloat16)
+# Per dtype the largest head_dim and state_size that the table of tiles holds.
+LARGEST = {torch.float32: (64, 64), torch.bfloat16: (64, 128)}
 
 # (compute capability, Triton, ptxas) on which gpu_check passed: none so far, so `auto` never takes these kernels.
 TESTED = frozenset()
@@ -43,6 +45,14 @@ def versions():
     except Exception:
         ptxas = "unknown"
     return triton.__version__, ptxas
+
+
+def miscompiled():
+    """Say why this Triton cannot be trusted with a product that is transposed into another, as the scan's backward is."""
+    release = tuple(int(part) for part in re.findall(r"\d+", versions()[0])[:3])
+    if (3, 4, 0) <= release < (3, 7, 1):
+        return f"Triton {versions()[0]} miscompiles its backward; 3.7.1 is the first that does not"
+    return None
 
 
 def untested(device):
