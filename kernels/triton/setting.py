@@ -48,7 +48,7 @@ def versions():
 
 
 def miscompiled():
-    """Say why this Triton cannot be trusted with a product that is transposed into another, as the scan's backward is."""
+    """Say why this Triton cannot be trusted with the scan's backward, where a product is transposed into another."""
     release = tuple(int(part) for part in re.findall(r"\d+", versions()[0])[:3])
     if (3, 4, 0) <= release < (3, 7, 1):
         return f"Triton {versions()[0]} miscompiles its backward; 3.7.1 is the first that does not"
