@@ -173,8 +173,8 @@ def test_training_runs_on_them(monkeypatch):
     for op in ("ssd_scan", "causal_conv1d", "gated_rms_norm"):
         args, kwargs = parity.example(op, dtype=torch.float32)
         args[0].requires_grad_()
-        name, _, refuse = dispatch.backends(op)[0]
-        assert name == "cpu" and refuse(args, kwargs) is None
+        assert dispatch.refusal(op, "triton", args, kwargs) is not None
+        assert dispatch.refusal(op, "cpu", args, kwargs) is None
     x, weight, bias = torch.randn(1, 9, 4), torch.randn(4, 7, requires_grad=True), torch.randn(4)
     assert cpu.refuse_causal_conv1d((x, weight, bias), {}) == "no backward for width 7"
 
