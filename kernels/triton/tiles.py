@@ -90,7 +90,7 @@ def convolution():
 def norm(width):
     """Return the padded width of a row and the launch options of the norms."""
     block = triton.next_power_of_2(width)
-    return block, _launch(4 if block <= 2048 else 8 if block <= 8192 else 16)
+    return block, _launch(4 if block <= 2048 else 8 if block <= 4096 else 16)
 
 
 # Rows whose gradients of the weight one program of the norms' backward passes sums up.
