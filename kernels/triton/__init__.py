@@ -3,6 +3,8 @@
 tensors -> reasons against -> a module with kernels, imported on first use -> new tensors
 """
 
+import torch
+
 from hybridna_kernels.triton import setting
 
 # What the kernels hold in registers.
@@ -69,6 +71,9 @@ def causal_conv1d(x, weight, bias, *, state=None):
 
 
 def refuse_gated_rms_norm(args, kwargs):
+    y = args[0]
+    if y.dtype == torch.float32 and y.shape[-1] > setting.LARGEST_BACKWARD and setting.wants_gradient(*args[:3]):
+        return f"no backward for float32 rows wider than {setting.LARGEST_BACKWARD}"
     return refuse_rows(*args[:3])
 
 

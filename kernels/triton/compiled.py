@@ -81,7 +81,8 @@ def launches(head_dim, size, hidden, channels, dtype):
         for more, mode in ((other, "gate"), (other, "add"), (None, "plain")):
             rows.norm(row, more, gain, 1e-6, mode)
         for gate, added in ((other, None), (None, None), (None, other)):
-            rows.norm_backward(row, gate, gain, row, added, 1e-6)
+            if gate is None or dtype != exact or hidden <= setting.LARGEST_BACKWARD:
+                rows.norm_backward(row, gate, gain, row, added, 1e-6)
         head = empty(12, hidden)
         loss.forward(row, head, target)
         loss.backward(row, head, target, empty(9, dtype=exact), empty(9, dtype=exact))

@@ -207,7 +207,7 @@ def norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Norm the rows of x (rows, width); mode as in `norm_kernel`; return the sum (empty unless "add") and the norm."""
     rows, width = x.shape
-    block, options = tiles.norm(width)
+    block, options = tiles.norm(width, x.dtype)
     added = torch.empty(rows if mode == "add" else 0, width, dtype=x.dtype, device=x.device)
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     with setting.launch_on(x):
@@ -225,7 +225,7 @@ def norm_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Return the gradients of x, of the gate (empty if None) and of the weight. x, gate, dout, dadded (rows, width)"""
     rows, width = x.shape
-    block, options = tiles.norm(width)
+    block, options = tiles.norm(width, x.dtype)
     programs = -(-rows // tiles.NORM_ROWS)
     dx = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     dgate = torch.empty(rows if gate is not None else 0, width, dtype=x.dtype, device=x.device)

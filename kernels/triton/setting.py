@@ -13,6 +13,9 @@ import torch
 # Per dtype the largest head_dim and state_size that the table of tiles holds.
 LARGEST = {torch.float32: (64, 64), torch.bfloat16: (64, 128)}
 
+# Width of the longest float32 rows whose gated norm goes back without spilling registers.
+LARGEST_BACKWARD = 4096
+
 # (compute capability, Triton, ptxas) on which gpu_check passed: none so far, so `auto` never takes these kernels.
 TESTED = frozenset()
 
