@@ -23,6 +23,7 @@ from hybridna_core.checkpoint import check_target, choose_device, load_model, ve
 from hybridna_core.data.genome import open_genome
 from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.labelled import (
+    SETS,
     TASKS,
     Columns,
     Row,
@@ -30,6 +31,7 @@ from hybridna_core.data.labelled import (
     Table,
     count_shared,
     encode_labels,
+    find_table,
     learn_scheme,
     mark_rows,
     read_labelled,
@@ -45,8 +47,6 @@ from hybridna_core.task_metrics import choose_metric, is_better
 from hybridna_core.tune_config import TuneConfig
 
 log = logging.getLogger("hybridna")
-
-SETS = {"train": ("train",), "valid": ("dev", "valid", "val"), "test": ("test",)}
 
 
 class FinetuneSummary(NamedTuple):
@@ -134,7 +134,7 @@ def finetune(
     base = model
     if is_name(model):
         model = load_model(model, device=device)
-    fingerprint = _fingerprint(config, scheme, rows, precision, model, label_names)
+    fingerprint = fingerprint_run(config, scheme, rows, precision, model, label_names)
     rate = config.choose_rate(sum(p.numel() for p in model.parameters()))
     found, best, metric = [], None, choose_metric(task, config.metric)
     try:
@@ -215,7 +215,7 @@ def _read(train, valid, test, columns, genome, longest, rna, need_labels):
     """Read the tables of all sets; return {set: Table}."""
     given = {"train": train, "valid": valid, "test": test}
     if isinstance(train, str | os.PathLike) and os.path.isdir(train):
-        given = {name: given[name] if name != "train" and given[name] else _find_table(train, name) for name in SETS}
+        given = {name: given[name] if name != "train" and given[name] else find_table(train, name) for name in SETS}
         if given["train"] is None:
             hint = "a folder must hold train.csv, and maybe dev.csv and test.csv (or .tsv, .parquet)"
             raise DataError("no training table", where=train, hint=hint)
@@ -236,15 +236,6 @@ def _read(train, valid, test, columns, genome, longest, rna, need_labels):
                 raise UsageError("is given, and the split column has such rows too", where=f"--{name}")
             tables[name] = read(given[name], plain)
     return tables
-
-
-def _find_table(folder, name):
-    """Return the table of a set in a folder laid out as GUE's are, or None."""
-    for stem in SETS[name]:
-        for suffix in (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz"):
-            if (Path(folder) / (stem + suffix)).is_file():
-                return Path(folder) / (stem + suffix)
-    return None
 
 
 def _make_examples(task, tables, rows, unconditional):
@@ -300,7 +291,7 @@ def _find_shared(rows, tables, strict):
     return shared
 
 
-def _fingerprint(config, scheme, rows, precision, model, label_names):
+def fingerprint_run(config, scheme, rows, precision, model, label_names):
     """Return what must stay the same from a training's start to its resume."""
     data = hashlib.sha256()
     for name in rows:

@@ -8,6 +8,7 @@ import csv
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from hybridna_core.data.regions import Region, is_bed_name, read_bed
 from hybridna_core.errors import DataError, SystemFault, UsageError, nearest
 from hybridna_core.tokenizer import reverse_complement
 
+# The sets of a task, and what their tables are called.
+SETS = {"train": ("train",), "valid": ("dev", "valid", "val"), "test": ("test",)}
 TASKS = ("classification", "multilabel", "regression", "generation")
 SEQUENCE_NAMES = ("sequence", "seq")
 LABEL_NAMES = ("label", "labels", "target")
@@ -108,6 +111,15 @@ def read_labelled(path, columns=Columns(), *, genome=None, need_labels=True, lon
         header, lines = _open_table(path)
         table = _read_columns(path, header, lines, columns, genome, need_labels)
     return mark_rows(table, longest, rna)
+
+
+def find_table(folder, name):
+    """Return the table of a set (train, valid or test) in a folder laid out as GUE's are, or None."""
+    for stem in SETS[name]:
+        for suffix in (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz"):
+            if (Path(folder) / (stem + suffix)).is_file():
+                return Path(folder) / (stem + suffix)
+    return None
 
 
 def mark_rows(table, longest=None, rna=False):
@@ -423,9 +435,10 @@ def encode_labels(scheme, table, rows):
 
 def count_shared(rows, others):
     """Count the rows of `others` whose sequence, or its reverse complement, stands among `rows`."""
-    known = {_canonical(row.sequence) for row in rows}
-    return sum(_canonical(row.sequence) in known for row in others)
+    known = {canonical(row.sequence) for row in rows}
+    return sum(canonical(row.sequence) in known for row in others)
 
 
-def _canonical(sequence):
+def canonical(sequence):
+    """Return a sequence or its reverse complement, whichever is first in the alphabet."""
     return min(sequence, reverse_complement(sequence))

@@ -83,6 +83,26 @@ class CNNHead(nn.Module):
         return self.last(x.sum(-1) / is_there.sum(-1))
 
 
+def make_head(config, seed=0):
+    """Return the head of a HeadConfig, its first weights drawn by `seed`."""
+    kind = {"linear": LinearHead, "mlp": MLPHead, "cnn": CNNHead}[config.head]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(config.hidden_size, config.outputs)
+
+
+class Probe(nn.Module):
+    """A head alone, for features that something else has given: (batch, hidden) in, (batch, outputs) float32 out."""
+
+    def __init__(self, config, seed=0, device="cpu"):
+        super().__init__()
+        self.config, self.device = config, torch.device(device)
+        self.head = make_head(config, seed).to(device)
+
+    def forward(self, x, precision="fp32"):
+        return self.head(x)
+
+
 class Predictor(nn.Module):
     """A network and a head: tokens, or features read before, in, outputs (batch, outputs) float32 out.
 
@@ -95,11 +115,7 @@ class Predictor(nn.Module):
     def __init__(self, model, config, seed=0):
         super().__init__()
         self.backbone, self.config, self.adapters = model, config, {}
-        kind = {"linear": LinearHead, "mlp": MLPHead, "cnn": CNNHead}[config.head]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.head = kind(config.hidden_size, config.outputs)
-        self.head.to(model.device)
+        self.head = make_head(config, seed).to(model.device)
 
     @property
     def device(self):

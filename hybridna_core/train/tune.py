@@ -12,7 +12,7 @@ import torch
 from hybridna_core.errors import DataError, ModelError
 from hybridna_core.model.labels import add_labels, label_posterior, label_tokens
 from hybridna_core.model.lora import add_lora, lora_tensors, merge_lora
-from hybridna_core.model.readout import HeadConfig, Predictor, predict_outputs
+from hybridna_core.model.readout import HeadConfig, Predictor, Probe, predict_outputs
 from hybridna_core.task_metrics import choose_metric, measure
 from hybridna_core.tokenizer import LabelPosition
 from hybridna_core.train.features import cached_features
@@ -31,11 +31,15 @@ class Examples(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """What one training came to: what is to be saved, where it stood, {set: {measure: number}} of what is held out."""
+    """What one training came to: what is to be saved, where it stood, {set: {measure: number}} of what is held out.
+
+    outputs  {set: (n, outputs) float64} of a head
+    """
 
     model: object
     position: dict
     measures: dict
+    outputs: dict = {}  # noqa: RUF012
 
 
 def tune_head(model, config, scheme, sets, folder, fingerprint, *, seed=0, precision="fp32", cache=None, progress=None):
@@ -48,7 +52,6 @@ def tune_head(model, config, scheme, sets, folder, fingerprint, *, seed=0, preci
     folder  of log and snapshots, see `fit`
     cache   folder of the vectors that a frozen network gave, `folder` when None
     """
-    task = scheme.task
     head = HeadConfig(model.config.hidden_size, len(scheme.outputs), config.head, config.reading, config.echo)
     predictor = Predictor(model if config.freeze else copy.deepcopy(model), head, seed)
     if config.freeze:
@@ -69,6 +72,36 @@ def tune_head(model, config, scheme, sets, folder, fingerprint, *, seed=0, preci
                 predictor.backbone.lm_head.requires_grad_(False)
         for block in predictor.backbone.model.layers:
             block.recompute = config.checkpoint_activations
+    parameters = sum(p.numel() for p in model.parameters())
+    position = _learn(
+        predictor, config, scheme, sets, rows, learned, (model.name, parameters), folder, fingerprint, seed, precision,
+        progress,
+    )  # fmt: skip
+    # Measured as it will be used: with the adapters merged.
+    predictor.adapters = {name: tensor.clone() for name, tensor in lora_tensors(predictor.backbone).items()}
+    merge_lora(predictor.backbone)
+    return _examine(predictor, scheme, sets, rows, position)
+
+
+def tune_probe(name, config, scheme, sets, folder, fingerprint, *, seed=0, progress=None, device="cpu"):
+    """Train a head on features that something else gave; return a Tuned with a Probe.
+
+    name  of what gave them
+    sets  {"train": Examples whose sequences are (n, hidden) float32, and maybe "valid" and "test"}
+    """
+    rows = {name: one.sequences for name, one in sets.items()}
+    probe = Probe(HeadConfig(rows["train"].shape[1], len(scheme.outputs), config.head), seed, device)
+    position = _learn(
+        probe, config, scheme, sets, rows, rows["train"], (name, 0), folder, fingerprint, seed, "fp32", progress
+    )
+    return _examine(probe, scheme, sets, rows, position)
+
+
+def _learn(
+    predictor, config, scheme, sets, rows, learned, origin, folder, fingerprint, seed, precision, progress
+):  # fmt: skip
+    """Train what of a Predictor or Probe wants gradients on the training rows; return the position."""
+    task = scheme.task
     targets = {name: torch.from_numpy(np.asarray(one.targets)) for name, one in sets.items()}
     weights = balance(task, targets["train"]) if config.class_weights == "balanced" else None
     loss, count = make_loss(task, weights)
@@ -79,15 +112,15 @@ def tune_head(model, config, scheme, sets, folder, fingerprint, *, seed=0, preci
         learned, targets["train"], epochs=config.epochs, batch_size=config.batch_size, seed=seed, loss=loss,
         count=count, examine=examine, metric=choose_metric(task, config.metric), patience=config.patience,
     )  # fmt: skip
-    position = _fit(predictor, tuning, config, model, folder, fingerprint, precision, progress)
-    # Measured as it will be used: with the adapters merged.
-    predictor.adapters = {name: tensor.clone() for name, tensor in lora_tensors(predictor.backbone).items()}
-    merge_lora(predictor.backbone)
-    measures = {}
-    for name in [name for name in ("valid", "test") if name in sets]:
-        outputs = predict_outputs(predictor, rows[name])
-        measures[name] = measure(task, targets[name].numpy(), outputs, scheme.sd)
-    return Tuned(predictor.requires_grad_(False), position, measures)
+    return _fit(predictor, tuning, config, origin, folder, fingerprint, precision, progress)
+
+
+def _examine(predictor, scheme, sets, rows, position):
+    """Measure the validation and test rows; return a Tuned."""
+    held = [name for name in ("valid", "test") if name in sets]
+    outputs = {name: predict_outputs(predictor, rows[name]) for name in held}
+    measures = {name: measure(scheme.task, np.asarray(sets[name].targets), outputs[name], scheme.sd) for name in held}
+    return Tuned(predictor.requires_grad_(False), position, measures, outputs)
 
 
 def lora_of(config):
@@ -97,9 +130,10 @@ def lora_of(config):
     return {"rank": config.lora, "alpha": float(config.lora_alpha or 2 * config.lora)}
 
 
-def _fit(trained, tuning, config, model, folder, fingerprint, precision, progress):
-    parameters = sum(p.numel() for p in model.parameters())
-    run = config.loop(model.name, int(tuning.ends[-1]), tuning.epoch_steps, parameters)
+def _fit(trained, tuning, config, origin, folder, fingerprint, precision, progress):
+    """Train; origin is the name of the network that it began with, and its number of parameters."""
+    name, parameters = origin
+    run = config.loop(name, int(tuning.ends[-1]), tuning.epoch_steps, parameters)
     trained.train()
     position = fit(trained, tuning, run, folder, fingerprint, precision=precision, progress=progress)
     trained.eval()
@@ -147,7 +181,8 @@ def tune_labels(model, config, positions, sets, folder, fingerprint, *, seed=0, 
         rows["train"], epochs=config.epochs, batch_size=config.batch_size, seed=seed, examine=examine,
         metric=choose_metric("generation", config.metric), patience=config.patience,
     )  # fmt: skip
-    position = _fit(wider, tuning, config, model, folder, fingerprint, precision, progress)
+    origin = model.name, sum(p.numel() for p in model.parameters())
+    position = _fit(wider, tuning, config, origin, folder, fingerprint, precision, progress)
     wider.requires_grad_(False)
     frequencies = count_labels(sets["train"].targets) if positions else None
     measures = {}
