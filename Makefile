@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings beams experiments coding effects speed card
+.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings beams experiments coding effects gue speed card
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -59,6 +59,10 @@ coding: .venv/bin/hybridna
 DATA ?= .
 effects: .venv/bin/pytest
 	.venv/bin/python docs/score_effects.py --data $(DATA) --run $(RUN) --out $(SCRATCH)/effects
+
+# Of `gue`: the folder with classify/ and reglm/; an hour or two on one core, and goes on where it was stopped.
+gue: .venv/bin/hybridna
+	.venv/bin/python docs/run_gue.py --data $(DATA)
 
 speed: .venv/bin/hybridna
 	.venv/bin/python docs/time_variants.py

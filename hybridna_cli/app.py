@@ -49,6 +49,11 @@ LESS_MEMORY = {
     "verify": "scoring with a smaller --window needs less",
     "evaluate coding": "a smaller --window needs less",
     "evaluate effects": "a smaller --window needs less",
+    "evaluate gue": "a smaller --batch-size or --freeze needs less",
+    "evaluate bend": "a smaller --batch-size needs less",
+    "evaluate lrb": "a smaller --batch-size or --window needs less",
+    "evaluate genomic-benchmarks": "a smaller --batch-size or --freeze needs less",
+    "evaluate table": "a smaller --batch-size or --freeze needs less",
     "evaluate genome": "a smaller --window needs less",
 }
 # typer exports no base class of its usage errors, and releases differ in whether click itself is installed.

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from hybridna_cli.console import reporting
+from hybridna_cli.evaluate_tasks import HELP, make_command, predictions
 from hybridna_cli.options import (
     AllowMissingEof,
     AllowNonfinite,
@@ -233,3 +234,8 @@ def genome(
             force=force, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
         )  # fmt: skip
+
+
+for _benchmark in HELP:
+    evaluate_app.command(_benchmark)(make_command(_benchmark))
+evaluate_app.command("predictions")(predictions)

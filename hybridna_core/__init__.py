@@ -28,6 +28,8 @@ _PUBLIC = {
     "evaluate_genome": "commands.evaluate_genome",
     "evaluate_coding": "commands.evaluate_coding",
     "evaluate_effects": "commands.evaluate_effects",
+    "evaluate_tasks": "commands.evaluate_tasks",
+    "evaluate_predictions": "commands.evaluate_predictions",
     "doctor": "commands.doctor",
     "list_models": "commands.models",
     "show_model": "commands.models",

@@ -1,4 +1,4 @@
-"""What simple models make of a task, to stand beside a network: k-mers, bases by place, GC content, the commonest class.
+"""What simple models make of a task, to stand beside a network: k-mers, bases by place, GC, the commonest class.
 
 sequences -> counts or one-hot -> regression whose strength is chosen on validation rows -> outputs as a head gives them
 """

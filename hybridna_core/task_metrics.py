@@ -113,7 +113,7 @@ def _measure_regression(truth, outputs, scale):
 
 
 def _correlation(a, b):
-    if a.std() == 0 or b.std() == 0:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 
@@ -162,7 +162,7 @@ def interval(task, metric, truth, outputs, *, draws=1000, level=0.95, seed=0):
 
 
 def _count_mcc(table):
-    """MCC of a table of true (rows) and told (columns) classes; NaN where only one class is true, 0 where one is told."""
+    """MCC of counts of true (rows) and told (columns) classes; NaN where one class alone is true, 0 if one is told."""
     table = table.astype(np.float64)
     true, told, total = table.sum(1), table.sum(0), table.sum()
     if (true > 0).sum() < 2:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from hybridna_core.data.inputs import warn
-from hybridna_core.data.writers import atomic_output, open_output
+from hybridna_core.data.writers import atomic_output
 from hybridna_core.errors import SystemFault
+from hybridna_core.reports import write_report
 
 COLUMNS = (
     "benchmark", "group", "task", "model", "method", "metric", "test", "sd", "low", "high", "valid", "seeds", "lr",
@@ -44,27 +45,21 @@ def write_results(folder, rows, compared=None):
     """Write results.tsv, results.md and, where matplotlib is there, results.png; earlier ones are replaced.
 
     rows      dicts with COLUMNS
-    compared  what `compare_groups` gives, written into results.md and compare.tsv
+    compared  what `compare_groups` gives, written as compare.tsv and compare.md
     """
     folder = Path(folder)
     rows = sorted(rows, key=lambda row: (row["task"], row["model"] != BASELINE, row["model"], row["method"]))
-    _write(folder / "results.tsv", _spell_tsv(COLUMNS, [[row[name] for name in COLUMNS] for row in rows]))
     shown = []
     for row in rows:
-        cells = dict(row)
         bounds = [spell_cell(row[name]) for name in ("low", "high")]
-        cells["95 % interval"] = "NA" if "NA" in bounds else " to ".join(bounds)
-        cells["test"] = f"{spell_cell(row['test'])} ({row['why']})" if row["why"] else row["test"]
+        cells = {**row, "95 % interval": "NA" if "NA" in bounds else " to ".join(bounds)}
+        cells["test"] = f"NA ({row['why']})" if row["why"] else row["test"]
         shown.append([cells[name] for name in SHOWN])
-    text = _spell_markdown(SHOWN, shown)
+    _write(folder / "results.tsv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
+    _write(folder / "results.md", SHOWN, shown)
     if compared:
-        text += (
-            "\nBeside published means over all tasks of a group (see `from` in compare.tsv for who quotes them); `tasks`: "
-            "how many of the group's were measured here.\n\n"
-            + _spell_markdown(list(compared[0]), map(dict.values, compared))
-        )
-        _write(folder / "compare.tsv", _spell_tsv(list(compared[0]), map(dict.values, compared)))
-    _write(folder / "results.md", text)
+        for suffix in (".tsv", ".md"):
+            _write(folder / f"compare{suffix}", list(compared[0]), [list(one.values()) for one in compared])
     if rows:
         try:
             draw_results(folder / "results.png", rows)
@@ -72,22 +67,8 @@ def write_results(folder, rows, compared=None):
             warn("no-plot", f"results.png is not drawn: {error}")
 
 
-def _spell_tsv(columns, rows):
-    return "".join("\t".join(map(spell_cell, cells)) + "\n" for cells in [columns, *rows])
-
-
-def _spell_markdown(columns, rows):
-    lines = [
-        columns,
-        ["---"] * len(columns),
-        *(["" if cell == "" else spell_cell(cell) for cell in row] for row in rows),
-    ]
-    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
-
-
-def _write(path, text):
-    with open_output(path, force=True) as handle:
-        handle.write(text.encode())
+def _write(path, columns, rows):
+    write_report(path, list(columns), [list(map(spell_cell, cells)) for cells in rows], force=True)
 
 
 def compare_groups(rows, published):

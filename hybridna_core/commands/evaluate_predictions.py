@@ -98,8 +98,10 @@ def _pair(table, cells, names, path):
         raise DataError(f"a {key} stands there twice", where=where)
     alone, without = [name for name in given if name not in known], [name for name in known if name not in given]
     if alone or without:
-        what = f"{len(alone):,} of {len(given):,} predictions have no label, {len(without):,} of {len(known):,} labels " \
-               f"no prediction (the first: {', '.join((alone + without)[:5])})"  # fmt: skip
+        counts = (
+            f"{len(alone):,} of {len(given):,} predictions have no label, {len(without):,} of {len(known):,} labels"
+        )
+        what = f"{counts} no prediction (the first: {', '.join((alone + without)[:5])})"
         raise DataError(what, where=path, hint=f"they are paired by {key} with {table.path}")
     return [(known[name], given[name]) for name in known]
 

@@ -5,18 +5,14 @@ folder -> tasks -> rows, labels -> baselines; rates on the validation rows -> se
 
 import dataclasses
 import hashlib
-import json
 import logging
 import math
-import shutil
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from hybridna_core.sequence_baselines import run_baselines
-from hybridna_core.checkpoint import choose_device, load_model, version
+from hybridna_core.checkpoint import choose_device, load_model
 from hybridna_core.commands.evaluate_variants import VariantTask
 from hybridna_core.commands.finetune import fingerprint_run
 from hybridna_core.data.benchmarks import BENCHMARKS, find_tasks, read_protocol, read_published, read_tables
@@ -24,18 +20,19 @@ from hybridna_core.data.genome import open_genome
 from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.labelled import Columns, count_shared, encode_labels, learn_scheme, mark_rows, usable
 from hybridna_core.data.writers import open_output
-from hybridna_core.errors import DataError, GuardError, SystemFault, UsageError
+from hybridna_core.errors import DataError, GuardError, UsageError
 from hybridna_core.hf_peer import Peer, is_peer
 from hybridna_core.model.heads import check_echo, longest_input
 from hybridna_core.model.readout import HeadConfig, Predictor
 from hybridna_core.scoring import is_name
+from hybridna_core.sequence_baselines import run_baselines
 from hybridna_core.task_metrics import choose_metric, interval, is_better, measure_one
 from hybridna_core.task_report import BASELINE, compare_groups, explain_nothing, write_results
+from hybridna_core.task_store import Store
 from hybridna_core.train.features import cached_features
 from hybridna_core.tune_config import TuneConfig
 
 log = logging.getLogger("hybridna")
-MARKER = "evaluation.json"
 
 
 class EvaluationSummary(NamedTuple):
@@ -222,59 +219,6 @@ def prepare(name, protocol, kind, tables, longest, rna, strict):
     return Sequences(name, protocol, scheme, rows, targets, shared, digest.hexdigest(), metric)
 
 
-# --- What is finished ------------------------------------------------------------------------------------------------
-
-
-class Store:
-    """Finished trainings and rows of an output folder; `trained` counts those of this call, `kept` earlier ones."""
-
-    def __init__(self, folder, benchmark):
-        self.folder, self.benchmark, self.trained, self.kept = Path(folder), benchmark, 0, 0
-        marker = self.folder / MARKER
-        try:
-            if self.folder.exists() and not marker.is_file() and any(self.folder.iterdir()):
-                raise UsageError("exists and is no folder of an evaluation", where=folder, hint="give another name")
-            for name in ("units", "rows", "runs", "features"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SystemFault(error.strerror or str(error), where=folder) from None
-        if marker.is_file():
-            before = json.loads(marker.read_text(encoding="utf-8"))["benchmark"]
-            if before != benchmark:
-                raise UsageError(f"holds results of {before}", where=folder, hint="give another name")
-        else:
-            self._write(marker, {"benchmark": benchmark})
-
-    def _write(self, path, value):
-        with open_output(path, force=True) as handle:
-            handle.write((json.dumps(value, indent=1) + "\n").encode())
-
-    def unit(self, facts, make):
-        """Return (record, {set: outputs}) of one training, made by `make(folder)` unless it is finished already."""
-        key = hashlib.sha256(json.dumps([version(), facts], sort_keys=True, default=str).encode()).hexdigest()[:24]
-        path, arrays = self.folder / "units" / f"{key}.json", self.folder / "units" / f"{key}.npz"
-        if path.is_file() and arrays.is_file():
-            self.kept += 1
-            with np.load(arrays) as held:
-                return json.loads(path.read_text(encoding="utf-8")), dict(held)
-        record, outputs = make(self.folder / "runs" / key)
-        with open_output(arrays, force=True) as handle:
-            np.savez(handle, **outputs)
-        self._write(path, {**record, "facts": facts})
-        shutil.rmtree(self.folder / "runs" / key, ignore_errors=True)
-        self.trained += 1
-        return record, outputs
-
-    def add(self, row):
-        """Keep a row of the table; one of the same task, model, method and metric is replaced."""
-        key = "\n".join(str(row[name]) for name in ("task", "model", "method", "metric"))
-        self._write(self.folder / "rows" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json", row)
-        return row
-
-    def rows(self):
-        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((self.folder / "rows").glob("*.json"))]
-
-
 # --- One task --------------------------------------------------------------------------------------------------------
 
 
@@ -367,7 +311,7 @@ class Runner:
         has_trial = len(rates) > 1 and (plan.trial_rows is not None or plan.trial_epochs is not None)
         best = None
         for rate in rates if len(rates) > 1 else ():
-            record, outputs = train(rate, plan.seed, has_trial)
+            record, _ = train(rate, plan.seed, has_trial)
             value = record["valid"]
             tried.append(f"{rate:g}: {value:.3f}" if value is not None else f"{rate:g}: no")
             if value is not None and (best is None or is_better(one.metric, value, best[0])):

@@ -74,7 +74,7 @@ class VariantTask:
                                 hint=f"known are {', '.join(SPLITS)}")  # fmt: skip
             contig = genome.resolve(one.contig) or genome.alias(one.contig)
             start = one.pos - 1
-            fits = contig is not None and 0 <= start and start + len(one.ref) <= genome.contigs[contig]
+            fits = contig is not None and start >= 0 and start + len(one.ref) <= genome.contigs[contig]
             if not fits or genome.fetch(contig, start, start + len(one.ref)).upper() != one.ref:
                 missing += 1
                 warn(

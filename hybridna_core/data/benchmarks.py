@@ -181,7 +181,7 @@ def read_tables(benchmark, path, *, columns=Columns(), genome=None, rna=False, s
     else:
         tables = _read_split(path, columns, genome, rna, seed)
     if "valid" not in tables:
-        tables["train"], tables["valid"] = split_by_sequence(tables["train"], VALID_SHARE, seed)
+        tables["train"], tables["valid"] = split_by_sequence(tables["train"], VALID_SHARE, f"valid {seed}")
         warn("no-valid", f"{path}: no validation rows; {VALID_SHARE:.0%} of the training rows are taken for them")
     if limit is not None and len(tables["train"].rows) > limit:
         order = np.sort(np.random.default_rng(seed).permutation(len(tables["train"].rows))[:limit])
@@ -205,16 +205,16 @@ def _read_split(path, columns, genome, rna, seed):
         if parts["test"] is None:
             raise DataError("no row is for the test", where=path, hint="its split column must say test")
         return {name: part for name, part in parts.items() if part is not None}
-    train, test = split_by_sequence(table, 2 * VALID_SHARE, seed)
+    train, test = split_by_sequence(table, 2 * VALID_SHARE, f"test {seed}")
     warn("no-test", f"{path}: no split column; a fifth of the rows, by a digest of their sequence, is the test")
     return {"train": train, "test": test}
 
 
-def split_by_sequence(table, share, seed):
-    """Cut a table in two by a digest of each sequence, so that equal ones, or reverse complements, stay together."""
+def split_by_sequence(table, share, salt):
+    """Cut a table in two by a digest of salt and sequence: equal ones, or reverse complements, stay together."""
     parts = [], []
     for row in table.rows:
-        digest = hashlib.sha256(f"{seed}\n{canonical(row.sequence.upper())}".encode()).digest()
+        digest = hashlib.sha256(f"{salt}\n{canonical(row.sequence.upper())}".encode()).digest()
         parts[int.from_bytes(digest[:4], "big") < share * 2**32].append(row)
     if not parts[0] or not parts[1]:
         raise DataError(f"{len(table.rows):,} rows are too few to hold some out", where=table.path)

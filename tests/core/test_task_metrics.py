@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics as learn
 
 from hybridna_core.errors import UsageError
-from hybridna_core.task_metrics import choose_metric, is_better, measure, probabilities
+from hybridna_core.task_metrics import choose_metric, interval, is_better, measure, measure_one, probabilities
 
 
 def test_two_classes():
@@ -69,3 +69,45 @@ def test_which_is_better():
     assert choose_metric("regression") == "pearson" and choose_metric("classification", "f1") == "f1"
     with pytest.raises(UsageError, match="did you mean auroc"):
         choose_metric("multilabel", "auroc_")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_measures_from_counts_are_those_of_scikit_learn(classes):
+    import sklearn.metrics as learn
+
+    random = np.random.default_rng(classes)
+    for n in (7, 60):
+        truth = random.integers(classes, size=n)
+        truth[:2] = 0, 1
+        outputs = random.normal(size=(n, classes)) + 1.5 * np.eye(classes)[truth]
+        guess = outputs.argmax(1)
+        found = {name: measure_one("classification", name, truth, outputs) for name in ("mcc", "f1", "accuracy")}
+        assert found["mcc"] == pytest.approx(learn.matthews_corrcoef(truth, guess))
+        labels = range(classes)
+        assert found["f1"] == pytest.approx(
+            learn.f1_score(truth, guess, average="macro", labels=labels, zero_division=0)
+        )
+        assert found["accuracy"] == pytest.approx(learn.accuracy_score(truth, guess))
+    constant = np.tile([1.0, *[0.0] * (classes - 1)], (n, 1))
+    assert measure_one("classification", "mcc", truth, constant) == 0
+    assert np.isnan(measure_one("classification", "mcc", np.zeros(4, int), outputs[:4]))
+
+
+def test_intervals_by_the_normal_approximation():
+    random = np.random.default_rng(0)
+    truth = random.integers(2, size=400)
+    right = random.random(400) < 0.8
+    outputs = np.eye(2)[np.where(right, truth, 1 - truth)]
+    low, high = interval("classification", "accuracy", truth, [outputs])
+    share, half = right.mean(), 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 400)
+    assert low == pytest.approx(share - half, abs=0.008) and high == pytest.approx(share + half, abs=0.008)
+    # The mean of two trainings that err in different rows is surer than one.
+    other = np.eye(2)[np.where(random.random(400) < 0.8, truth, 1 - truth)]
+    both = interval("classification", "accuracy", truth, [outputs, other])
+    assert both[1] - both[0] < 0.85 * (high - low)
+    # Other measures by drawing rows, too; the same seed, the same bounds.
+    scores = random.normal(size=(60, 1))
+    given = "regression", "pearson", scores + random.normal(size=(60, 1)), [scores]
+    bounds = interval(*given, draws=200)
+    assert bounds == interval(*given, draws=200) and 0 < bounds[0] < measure_one(*given[:3], scores) < bounds[1] < 1
+    assert np.isnan(interval("classification", "mcc", np.zeros(9, int), [np.ones((9, 2))], draws=5)).all()
