@@ -1,6 +1,6 @@
 """Fine-tune a model on the GUE tasks that are at hand, probe it frozen on two more, and write docs/gue.md.
 
-folder of data -> `hybridna evaluate gue` by three readings, `evaluate table` frozen -> tables; cost of echo -> docs/gue.md
+data -> `hybridna evaluate gue` by three readings, `evaluate table` frozen -> tables; cost of echo -> docs/gue.md
 """
 
 import argparse
@@ -28,24 +28,19 @@ YEAST_VALID = 10
 
 
 def hybridna(*words):
-    """Run a command of this checkout; return its seconds and the peak of its memory in bytes."""
+    """Run a command of this checkout; return its seconds of CPU and the peak of its memory in bytes."""
     command = [sys.executable, "-m", "hybridna_cli", *map(str, words)]
     print("hybridna", *words, flush=True)
-    begun = time.monotonic()
     child = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         sys.exit(f"exit {child.returncode}: {' '.join(command)}")
-    return {
-        "seconds": time.monotonic() - begun,
-        "cpu": usage.ru_utime + usage.ru_stime,
-        "bytes": usage.ru_maxrss * 1024,
-    }
+    return {"cpu": usage.ru_utime + usage.ru_stime, "bytes": usage.ru_maxrss * 1024}
 
 
 def prepare_tables(data, out):
-    """Write the E. coli promoters and both yeast media as `evaluate table` reads them; return {name: (path, options)}."""
+    """Write E. coli promoters and both yeast media as `evaluate table` reads them; return {name: (path, options)}."""
     out.mkdir(parents=True, exist_ok=True)
     ecoli = out / "ecoli_promoters.tsv"
     with open(data / "classify/other/ecoli_promoters_81bp.csv", newline="") as handle:
@@ -76,7 +71,7 @@ def measure_echo(data, scratch, model, rows):
     for name, echo in (("standard", "none"), ("echo", "same"), ("RC echo", "rc")):
         cost = [
             hybridna(
-                "evaluate", "gue", data / "classify/GUE", "-o", scratch / f"cost-{echo}-{count}", "-m", model, "--tasks",
+                "evaluate", "gue", data / "classify/GUE", "-o", scratch / f"{echo}-{count}", "-m", model, "--tasks",
                 "prom_300_tata", "--echo", echo, "--limit", count, "--epochs", 1, "--lr", "1e-4", "--no-baselines",
                 "--threads", 1, "-q",
             )
@@ -124,7 +119,8 @@ def write_page(scratch, model, cost, seconds, limited):
     """Write docs/gue.md from its head, which is kept, and what was measured."""
     page = ROOT / "docs" / "gue.md"
     head = page.read_text(encoding="utf-8").split("<!-- measured -->")[0]
-    digest = json.loads(next((scratch / "gue/units").glob("*.json")).read_text()).get("facts", {}).get("model")
+    facts = [json.loads(path.read_text())["facts"] for path in sorted((scratch / "gue/units").glob("*.json"))]
+    digest = next((one["model"] for one in facts if "model" in one), None)
     parts = [head, "<!-- measured -->\n\n## Measured\n\n"]
     small = f" This was a trial on {limited} training rows a task, too few for more than a look." if limited else ""
     parts.append(f"Model `{model}`, {seconds / 60:.0f} minutes of wall clock in all.{small}\n\n### GUE\n\n")

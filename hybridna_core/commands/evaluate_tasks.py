@@ -124,11 +124,10 @@ def evaluate_tasks(
         check_input(fasta_ref, random_access=True)
     elif benchmark in ("bend", "lrb"):
         raise UsageError(f"{benchmark} names places of a genome", where="-f", hint="give -f FASTA")
-    store = Store(output, benchmark)
     columns = Columns(sequence_column, tuple(label_column) or None, split_column)
     reading = {"rebuild_index": rebuild_index, "other_letters": "n", "rna": rna, "allow_missing_eof": allow_missing_eof}
-    genome = None if fasta_ref is None else open_genome(fasta_ref, **reading)
     loaded = _load(model, device, allow_remote_code)
+    store = Store(output, benchmark)
     given = {"freeze": freeze, "head": head, "epochs": epochs, "batch_size": batch_size, "metric": metric}
     given = {name: value for name, value in given.items() if value is not None}
     if isinstance(loaded, Peer):
@@ -136,6 +135,7 @@ def evaluate_tasks(
             raise UsageError("is for models that read from left to right", where="--echo", hint="leave it out for hf:")
         given["freeze"] = True
     shared, mine = 0, []
+    genome = None if fasta_ref is None else open_genome(fasta_ref, **reading)
     try:
         for number, (name, path) in enumerate(found.items()):
             protocol = read_protocol(benchmark, name)._replace(**given)
