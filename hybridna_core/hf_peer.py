@@ -52,6 +52,11 @@ class Peer:
         weights = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".bin", ".json", ".py", ".txt")]
         self.digest = hashlib.sha256("".join(sha256(p) for p in weights).encode()).hexdigest()
 
+    def _is_lost(self, ids, mask):
+        """Tell whether a third of a sequence's tokens, or more, are the unknown one."""
+        unknown = ((ids == self.tokenizer.unk_token_id) & (mask == 1)).sum(1)
+        return bool((3 * unknown >= mask.sum(1)).any())
+
     def embed(self, sequences, reading="mean", batch_size=16, progress=None):
         """Return (n, hidden) float32: the mean over a sequence's tokens, or the last one; special tokens left out."""
         import torch
@@ -67,6 +72,9 @@ class Peer:
                 what = f"{kept['input_ids'].shape[1]:,} tokens, this model reads {limit:,}"
                 raise DataError(what, where=f"sequences {first + 1} to {first + len(some)}")
             special = kept.pop("special_tokens_mask").to(self.device)
+            if self.tokenizer.unk_token_id is not None and self._is_lost(kept["input_ids"], kept["attention_mask"]):
+                hint = "bases in upper or lower case, words of one length? See the model's card"
+                raise DataError("its tokenizer does not know a sequence's letters", where=self.name, hint=hint)
             kept.pop("token_type_ids", None)
             kept = kept.to(self.device)
             mask = kept["attention_mask"] * (1 - special)

@@ -135,11 +135,18 @@ def _mean(values):
 
 
 def measure_one(task, metric, truth, outputs):
-    """Measure one thing alone, quickly where it can be told from counts; NaN where it is not defined."""
+    """Measure one thing alone, as `measure` does but without the rest, for bootstraps; NaN where it is not defined."""
+    truth, outputs = np.asarray(truth), np.asarray(outputs, dtype=np.float64)
     if task == "classification" and metric in COUNTED:
-        outputs = np.asarray(outputs)
-        pairs = np.asarray(truth) * outputs.shape[1] + outputs.argmax(axis=1)
+        pairs = truth * outputs.shape[1] + outputs.argmax(axis=1)
         return COUNTED[metric](np.bincount(pairs, minlength=outputs.shape[1] ** 2).reshape(-1, outputs.shape[1]))
+    if metric in RANKED and task != "regression":
+        chance = probabilities(task, outputs)
+        labels = truth if task == "multilabel" else np.eye(chance.shape[1])[truth]
+        columns = [1] if task == "classification" and chance.shape[1] == 2 else range(chance.shape[1])
+        return _mean(RANKED[metric](labels[:, i] > 0.5, chance[:, i]) for i in columns)
+    if metric == "pearson":
+        return _mean(_correlation(t, o) for t, o in zip(truth.T, outputs.T, strict=True))
     return measure(task, truth, outputs)[metric]
 
 
@@ -149,9 +156,8 @@ def interval(task, metric, truth, outputs, *, draws=1000, level=0.95, seed=0):
     outputs  list of (n, k), of one training each: what is drawn is their mean
     """
     truth, random, found = np.asarray(truth), np.random.default_rng(seed), []
-    # What is not told from counts costs a thousand times as much.
-    quick = task == "classification" and metric in COUNTED
-    for _ in range(draws if quick or truth.size < 20_000 else max(1, draws // 10)):
+    # A hundred draws tell the bounds of many rows and labels well enough.
+    for _ in range(draws if truth.size < LARGE else max(1, draws // 10)):
         drawn = random.integers(len(truth), size=len(truth))
         found.append(np.mean([measure_one(task, metric, truth[drawn], one[drawn]) for one in outputs]))
     found = [value for value in found if value == value]
@@ -182,4 +188,26 @@ def _count_accuracy(table):
     return float(np.trace(table) / table.sum())
 
 
+def _rank_auroc(is_true, scores):
+    """Chance that a positive is above a negative, ties counting half."""
+    positive = int(is_true.sum())
+    if not 0 < positive < len(is_true):
+        return float("nan")
+    ranks = _ranks(scores)[is_true].sum() - positive * (positive - 1) / 2
+    return float(ranks / (positive * (len(is_true) - positive)))
+
+
+def _rank_auprc(is_true, scores):
+    """Precision at every different score, weighted by the recall that it adds."""
+    if not 0 < is_true.mean() < 1:
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)
+    found, taken = np.cumsum(is_true[order])[last], np.arange(1, len(scores) + 1)[last]
+    return float((np.diff(found, prepend=0) * found / taken).sum() / is_true.sum())
+
+
+# Numbers among the labels from which on fewer are drawn.
+LARGE = 50_000
+RANKED = {"auroc": _rank_auroc, "auprc": _rank_auprc}
 COUNTED = {"mcc": _count_mcc, "f1": _count_f1, "accuracy": _count_accuracy}

@@ -372,14 +372,14 @@ class Runner:
         config = self.configure(one, reading, echo, rate, trial, len(numbers))
         facts = {
             "data": one.digest, "model": self.model.digest, "seed": seed, "rows": len(numbers),
-            "device": self.device.type, **dataclasses.asdict(config),
+            "device": self.device.type, "trial": trial, **dataclasses.asdict(config),
         }  # fmt: skip
 
         def make(folder):
             begun = time.monotonic()
             features = one.features(self, reading)
             sets, texts = {}, one.baseline_input()
-            for name in ("train", "valid", "test"):
+            for name in ("train", "valid") if trial else ("train", "valid", "test"):
                 given = texts[name] if features is None else features[name]
                 targets = np.asarray(one.targets[name])
                 if name == "train":

@@ -93,6 +93,22 @@ def test_measures_from_counts_are_those_of_scikit_learn(classes):
     assert np.isnan(measure_one("classification", "mcc", np.zeros(4, int), outputs[:4]))
 
 
+@pytest.mark.parametrize(("task", "columns"), [("classification", 2), ("classification", 4), ("multilabel", 3)])
+def test_one_measure_is_that_of_all(task, columns):
+    random = np.random.default_rng(columns)
+    for n in (9, 80):
+        truth = random.integers(columns, size=n)
+        truth[:columns] = range(columns)
+        # Ties, and a label that no row has.
+        outputs = random.integers(-2, 3, size=(n, columns)).astype(float)
+        if task == "multilabel":
+            truth = np.eye(columns)[truth]
+            truth[:, 0] = 0
+        due = measure(task, truth, outputs)
+        for name in due:
+            assert measure_one(task, name, truth, outputs) == pytest.approx(due[name], nan_ok=True), name
+
+
 def test_intervals_by_the_normal_approximation():
     random = np.random.default_rng(0)
     truth = random.integers(2, size=400)
