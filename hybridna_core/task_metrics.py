@@ -67,13 +67,18 @@ def _measure_classes(truth, chance):
     one_hot = np.eye(classes)[truth]
     pairs = [(one_hot[:, i], chance[:, i]) for i in (range(classes) if classes > 2 else [1])]
     return {
-        "mcc": float(learn.matthews_corrcoef(truth, guess)),
+        "mcc": measure_one("classification", "mcc", truth, chance),
         "f1": float(learn.f1_score(truth, guess, average="macro", labels=range(classes), zero_division=0)),
         "accuracy": float((truth == guess).mean()),
         "auroc": _mean(_ranked(learn.roc_auc_score, *pair) for pair in pairs),
         "auprc": _mean(_ranked(learn.average_precision_score, *pair) for pair in pairs),
-        "loss": float(-np.log(np.maximum(chance[np.arange(len(truth)), truth], 1e-300)).mean()),
+        "loss": _log_loss(truth, chance),
     }
+
+
+def _log_loss(truth, chance):
+    """Mean of -log of what the true classes were given; nats."""
+    return float(-np.log(np.maximum(chance[np.arange(len(truth)), truth], 1e-300)).mean())
 
 
 def _measure_labels(truth, chance):
@@ -145,6 +150,8 @@ def measure_one(task, metric, truth, outputs):
         labels = truth if task == "multilabel" else np.eye(chance.shape[1])[truth]
         columns = [1] if task == "classification" and chance.shape[1] == 2 else range(chance.shape[1])
         return _mean(RANKED[metric](labels[:, i] > 0.5, chance[:, i]) for i in columns)
+    if metric == "loss" and task == "classification":
+        return _log_loss(truth, probabilities(task, outputs))
     if metric == "pearson":
         return _mean(_correlation(t, o) for t, o in zip(truth.T, outputs.T, strict=True))
     return measure(task, truth, outputs)[metric]

@@ -325,7 +325,7 @@ def test_outputs_and_options(base, folder, tmp_path):
         with pytest.raises(UsageError, match=words):
             evaluate_tasks("gue", folder, tmp_path / "o", model=base, **options)
     assert not (tmp_path / "o").exists()
-    with pytest.raises(UsageError, match="give -f FASTA"):
+    with pytest.raises(DataError, match="holds no task"):
         evaluate_tasks("lrb", folder, tmp_path / "o", model=base)
 
 
