@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings beams experiments coding effects gue speed card
+.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings beams kernels-compiled gpu-check experiments coding effects gue speed card
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -96,6 +96,13 @@ embeddings: .venv/bin/pytest
 # Beams of 256 x 80 and 2,500 x 200 bases beside reading all again, and beside transformers.
 beams: .venv/bin/pytest
 	.venv/bin/python docs/time_beams.py --limit 5
+
+# Each Triton kernel compiled for sm_90; parity and times on a CUDA machine.
+kernels-compiled: .venv/bin/pytest
+	.venv/bin/python -m hybridna_kernels.triton.compiled
+
+gpu-check: .venv/bin/pytest
+	PYTHON=.venv/bin/python kernels/gpu_check.sh
 
 slow: .venv/bin/pytest
 	.venv/bin/python -m pytest -q -m slow

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hybridna_core.baselines import count_background, gc_change, is_transition, markov_llr
-from hybridna_core.commands.score_variants import GUARD_RECORDS, check_contigs, guard, judge
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input
+from hybridna_core.data.judging import GUARD_RECORDS, check_contigs, guard, judge
 from hybridna_core.data.measured import read_condition, read_number, read_text
 from hybridna_core.data.variants import SCORED, Allele
 from hybridna_core.data.vcf import INFO_KEY, VcfReader
@@ -228,7 +228,7 @@ def read_rows(vcf, genome, renames, question, plan, allow_missing_eof):
     rows, left_out, records = [], collections.Counter(), 0
     with VcfReader(vcf, allow_missing_eof=allow_missing_eof) as reader:
         check_contigs(reader.header, genome, renames, None, False, vcf)
-        judged = list(judge(reader, genome, renames, "w", plan.horizon))
+        judged = list(judge(reader.records(), genome, vcf, renames, "w", plan.horizon))
         ahead = judged[:GUARD_RECORDS]
         guard(ahead, len(ahead) < GUARD_RECORDS, reader.header, genome, renames, vcf)
         records, declared = len(judged), reader.header.ids("INFO")

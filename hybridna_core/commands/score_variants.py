@@ -19,13 +19,21 @@ from hybridna_core.calibration import Calibration
 from hybridna_core.checkpoint import load_model
 from hybridna_core.data.genome import open_genome, read_renames
 from hybridna_core.data.inputs import check_input, warn
-from hybridna_core.data.judging import GUARD_RECORDS, check_any_known, go_on, guard, judge, no_contig_known
+from hybridna_core.data.judging import (
+    GUARD_RECORDS,
+    check_any_known,
+    check_contigs,
+    go_on,
+    guard,
+    judge,
+    no_contig_known,
+)
 from hybridna_core.data.partial import finish_renaming, hold_outputs
 from hybridna_core.data.shards import cut, drop_part, mark_part, parse_shard
 from hybridna_core.data.variants import CHECK_REF, SCORED
 from hybridna_core.data.vcf import INFO_KEY, Header, VcfReader, choose_output_type, read_regions
 from hybridna_core.data.writers import check_output, is_stdout, load_pyarrow
-from hybridna_core.errors import DataError, UsageError, nearest
+from hybridna_core.errors import DataError, UsageError
 from hybridna_core.haplotype_scores import HaplotypeScorer, check_rule, check_samples
 from hybridna_core.memory import spell_bytes
 from hybridna_core.score_fields import (
@@ -319,23 +327,6 @@ def check_skipped(skipped, output, inputs, force):
         raise UsageError("would go to standard output, as the scores do", where="--skipped", hint="name a file")
     if not is_stdout(skipped) and not is_stdout(output) and os.path.realpath(skipped) == os.path.realpath(output):
         raise UsageError("is the output itself", where="--skipped", hint="give another name")
-
-
-def check_contigs(header, genome, renames, regions, strict, path):
-    """Compare declared lengths and asked-for regions with the genome."""
-    declared = header.contigs
-    for name, length in declared.items():
-        there = genome.contigs.get(genome.resolve(name, renames))
-        if None not in (length, there) and length != there:
-            what = f"contig {name} has {length:,} bp in the header and {there:,} in {genome.path}"
-            if strict:
-                raise DataError(what, where=path, hint="another genome build?")
-            warn("contig-length", f"{path}: {what}; another genome build?")
-    for name in dict.fromkeys(contig for contig, _, _ in regions or ()):
-        if name not in declared and genome.resolve(name, renames) is None:
-            close = nearest(name, [*declared, *genome.contigs][:2000])
-            hint = f"did you mean {close}?" if close else None
-            raise DataError(f"no contig {name!r} in the header or the genome", where="--regions", hint=hint)
 
 
 def check_statuses(tally, strict, failing, path):

@@ -7,9 +7,26 @@ import itertools
 
 from hybridna_core.data.inputs import warn
 from hybridna_core.data.variants import read_alleles
-from hybridna_core.errors import DataError
+from hybridna_core.errors import DataError, nearest
 
 GUARD_RECORDS, GUARD_SHARE, GUARD_LEAST = 1000, 0.05, 20
+
+
+def check_contigs(header, genome, renames, regions, strict, path):
+    """Compare declared lengths and asked-for regions with the genome."""
+    declared = header.contigs
+    for name, length in declared.items():
+        there = genome.contigs.get(genome.resolve(name, renames))
+        if None not in (length, there) and length != there:
+            what = f"contig {name} has {length:,} bp in the header and {there:,} in {genome.path}"
+            if strict:
+                raise DataError(what, where=path, hint="another genome build?")
+            warn("contig-length", f"{path}: {what}; another genome build?")
+    for name in dict.fromkeys(contig for contig, _, _ in regions or ()):
+        if name not in declared and genome.resolve(name, renames) is None:
+            close = nearest(name, [*declared, *genome.contigs][:2000])
+            hint = f"did you mean {close}?" if close else None
+            raise DataError(f"no contig {name!r} in the header or the genome", where="--regions", hint=hint)
 
 
 def judge(records, genome, path, renames, check_ref, horizon):

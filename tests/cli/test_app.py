@@ -104,7 +104,7 @@ def test_help_lists_every_command(capsys):
      "hybridna generate [OPTIONS]"),
     (["generate", "--qqqqqq"], "no option called '--qqqqqq'; hybridna generate --help lists them", "hybridna generate"),
     (["generate", "--length", "1e3"], "hybridna generate: error: invalid value for '--length': ", "hybridna generate"),
-    (["embed", "x.bed"], "missing option '-f' / '--fasta-ref'; give it, or set HYBRIDNA_FASTA", "hybridna embed"),
+    (["saturate", "c:1-9"], "missing option '-f' / '--fasta-ref'; give it, or set HYBRIDNA_FASTA", "hybridna saturate"),
     (["embed", "-f", "x.fa"], "missing argument 'FILE'", "hybridna embed"),
     (["doctor", "extra"], "hybridna doctor: error: got unexpected extra argument", "hybridna doctor"),
 ])  # fmt: skip
@@ -261,7 +261,7 @@ def test_g2_a_backend_asked_for_by_name_is_an_error(capsys, monkeypatch):
     monkeypatch.setenv("HYBRIDNA_KERNELS", "ssd_scan=nonsense")
     assert app.run(["doctor"]) == 5
     err = capsys.readouterr().err
-    assert "HYBRIDNA_KERNELS: no backend 'ssd_scan=nonsense'; known: ssd_scan=cpu|chunked" in err
+    assert "HYBRIDNA_KERNELS: no backend 'ssd_scan=nonsense'; known: ssd_scan=triton|cpu|chunked" in err
 
 
 # --- Standard streams and signals ------------------------------------------------------------------------------------
