@@ -281,6 +281,9 @@ def main(argv=None):
     genomes = options.genomes.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.csv"
+    if not results.exists():
+        # Runs that were published need not be made again.
+        write_results(results, read_results(options.docs / "experiments.csv"))
     # Seeds outermost: whatever is stopped early has all variants of the seeds done.
     wanted = []
     for seed, name in itertools.product(seeds, options.only or variants):

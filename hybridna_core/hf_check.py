@@ -20,6 +20,9 @@ from hybridna_core.tokenizer import BASE_IDS, BOS, CLS, SEP
 UNIFORM = math.log(4)
 # Nats per base. Below it a difference may be chance (a few thousand bases are read) or rounding.
 MARGIN = 0.01
+# Nats per base within which two settings cannot be told apart on these few probes: attention heads cut otherwise gain
+# up to 0.001 with `base`, while wrong groups of B and C cost it 0.0026.
+CHANCE = 0.0015
 # Mean difference in nats per base up to which a published log-likelihood counts as reproduced, on every probe.
 REPRODUCED = 0.002
 LETTERS = ("ACGT", *("".join(p) for p in itertools.permutations("ACGT") if "".join(p) != "ACGT"))
@@ -276,6 +279,8 @@ def judge(outcomes, probes, size=None):
     default = outcomes[0]
     # A model that repeats its input needs to know nothing of DNA, so offset 0 cannot win.
     best = min((o for o in outcomes if o.setting.offset != 0), key=lambda o: o.nats)
+    if default.nats - best.nats <= CHANCE:
+        best = default
     echo = min((o for o in outcomes if o.setting.offset == 0), key=lambda o: o.nats)
     difference, closest = None, None
     if size is not None:

@@ -16,7 +16,7 @@ from hybridna_core.data.inputs import check_input, warn
 from hybridna_core.data.labelled import Columns, Row, Table, canonical, find_table, read_labelled, split_table
 from hybridna_core.errors import DataError, SystemFault, UsageError, nearest
 
-PRESETS = Path(__file__).parents[1] / "presets"
+PROTOCOLS = Path(__file__).parents[1] / "protocols"
 BENCHMARKS = ("gue", "bend", "lrb", "genomic-benchmarks", "table")
 # Names of LRB's files of variants.
 LRB_FILES = {
@@ -65,7 +65,7 @@ class LabelledVariant(NamedTuple):
 
 def read_protocol(benchmark, task):
     """Return the published Protocol of a task; a benchmark's general one for a task that nobody names."""
-    preset = tomllib.loads((PRESETS / "evaluate.toml").read_text(encoding="utf-8"))[benchmark]
+    preset = tomllib.loads((PROTOCOLS / "evaluate.toml").read_text(encoding="utf-8"))[benchmark]
     groups = preset.pop("group", [])
     for group in groups:
         folder = group.pop("folder", None)
@@ -79,13 +79,13 @@ def read_protocol(benchmark, task):
 
 
 def _groups_of(benchmark, name):
-    preset = tomllib.loads((PRESETS / "evaluate.toml").read_text(encoding="utf-8"))[benchmark]
+    preset = tomllib.loads((PROTOCOLS / "evaluate.toml").read_text(encoding="utf-8"))[benchmark]
     return [group for group in preset["group"] if group["name"] == name]
 
 
 def read_published(benchmark):
     """Return the paper's figures of a benchmark's groups: dicts of group, model, metric, value (float), from."""
-    lines = (PRESETS / "published.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (PROTOCOLS / "published.tsv").read_text(encoding="utf-8").splitlines()
     rows = list(csv.DictReader([line for line in lines if not line.startswith("#")], delimiter="\t"))
     return [{**row, "value": float(row["value"])} for row in rows if row["benchmark"] == benchmark]
 

@@ -37,8 +37,8 @@ def test_each_usable_backend_was_compared():
 
 
 def test_a_wrong_kernel_is_found(capsys, monkeypatch):
-    right = dispatch._CANDIDATES["gated_rms_norm"]
-    wrong = [("reference", lambda *args: right[0][1](*args) * 1.01, None)]
+    right = {name: function for name, function, _ in dispatch._CANDIDATES["gated_rms_norm"]}["reference"]
+    wrong = [("reference", lambda *args: right(*args) * 1.01, None)]
     monkeypatch.setitem(dispatch._CANDIDATES, "gated_rms_norm", wrong)
     assert run(["doctor"]) == 5
     captured = capsys.readouterr()

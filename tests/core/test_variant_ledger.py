@@ -27,6 +27,7 @@ from toys import random_model  # noqa: E402
 
 from hybridna_core import scoring  # noqa: E402
 from hybridna_core.commands import score_variants as module  # noqa: E402
+from hybridna_core.data import judging  # noqa: E402
 from hybridna_core.data.genome import ContigNames, open_genome  # noqa: E402
 from hybridna_core.data.inputs import read_chunks  # noqa: E402
 from hybridna_core.data.variants import REASONS, SCORED, Allele  # noqa: E402
@@ -243,13 +244,13 @@ def test_a_lost_allele_is_noticed(tmp_path, monkeypatch):
     path.write_text(header + "1\t50\t.\tA\tC,*\t.\t.\t.\n")
     with stubbed_model() as model:
         assert judge_file(path, str(tmp_path), model) == ("0", "1", "2", "1", "spanning:1")
-        kept = module.read_alleles
+        kept = judging.read_alleles
         barred = Allele("symbolic")
         for faulty in (lambda *a, **k: kept(*a, **k)[:-1], lambda *a, **k: [barred for _ in kept(*a, **k)]):
-            monkeypatch.setattr(module, "read_alleles", faulty)
+            monkeypatch.setattr(judging, "read_alleles", faulty)
             with pytest.raises(AssertionError):
                 judge_file(path, str(tmp_path), model)
-        monkeypatch.setattr(module, "read_alleles", kept)
+        monkeypatch.setattr(judging, "read_alleles", kept)
         path.write_text("broken")
         assert judge_file(path, str(tmp_path), model)[0] == str(DataError.exit_code)
 
