@@ -185,7 +185,7 @@ def test_accepted_spellings(call, content):
         (b">a\nACGT\nACGT\r\n", "x.fa", 3, "dos2unix"),
         (b">a\nACGT\n\nACGT\n", "x.fa", 3, "blank line inside"),
         (b">a b\nACGT\n>a c\nACGT\n", "x.fa", 3, "same name up to the first blank"),
-        (gzip.compress(FASTA), "x.fa.gz", 3, "gunzip -c x.fa.gz | bgzip > NEW.fa.gz"),
+        (gzip.compress(FASTA, mtime=0), "x.fa.gz", 3, "gunzip -c x.fa.gz | bgzip > NEW.fa.gz"),
         (bgzip(FASTA, 500)[:-28], "x.fa.gz", 3, "--allow-missing-eof"),
         (bgzip(FASTA, 500)[:-90], "x.fa.gz", 3, "cut inside a block"),
         (b"##fileformat=VCFv4.2\n", "x.fa", 3, "looks like VCF, not FASTA"),
