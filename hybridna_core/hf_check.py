@@ -21,7 +21,8 @@ UNIFORM = math.log(4)
 # Nats per base. Below it a difference may be chance (a few thousand bases are read) or rounding.
 MARGIN = 0.01
 # Nats per base within which two settings cannot be told apart on these few probes: attention heads cut otherwise gain
-# up to 0.001 with `base`, while wrong groups of B and C cost it 0.0026.
+# up to 0.001 with `base`, while wrong groups of B and C cost it 0.0026. Set between these two after seeing them; a
+# bound from the spread over more and longer probes should take its place.
 CHANCE = 0.0015
 # Mean difference in nats per base up to which a published log-likelihood counts as reproduced, on every probe.
 REPRODUCED = 0.002
