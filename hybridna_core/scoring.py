@@ -202,7 +202,7 @@ class ReferencePass:
 
     Changes lie `first` to `last` bases after the start: the stride moves the start by less than itself, and only at
     the contig's very end may they lie anywhere before. The pieces that are read end at fixed offsets, so that the
-    numbers do not depend on which variants are asked for: at `first` and every `step` bases from there to `last`, at
+    numbers do not depend on which variants are asked for: at `first` and every `near` bases from there to `last`, at
     the window's end, and every `step` from there, where unknown bases move the horizon on.
     """
 
@@ -210,12 +210,12 @@ class ReferencePass:
         length = genome.contigs[contig]
         self.reference = Haplotype(genome, contig, [Piece(0, length)], strand == "-")
         self.read, self.start, self.opening = read, start, opening
-        self.first, self.last, self.step = lay_out(plan, length)
+        first, self.last, near, step = lay_out(plan, length)
         if start == 0:
-            self.ends = itertools.count(self.step, self.step)
+            self.ends = itertools.count(step, step)
         else:
-            snapshots = (end for end in range(self.first, self.last + 1, self.step) if end > 0)
-            self.ends = itertools.chain(snapshots, itertools.count(plan.window, self.step))
+            snapshots = (end for end in range(first, self.last + 1, near) if end > 0)
+            self.ends = itertools.chain(snapshots, itertools.count(plan.window, step))
         self.log_probs, self.vectors, self.reading = np.zeros(0), None, None
         # Offset -> Reading; before the first token there is none.
         self.snapshots = {0: None}
@@ -263,13 +263,15 @@ class ReferencePass:
 
 
 def lay_out(plan, length):
-    """Return where a pass's snapshots lie on a contig: first and last offset of a change, and the step between them.
+    """Return where a pass's snapshots lie on a contig: first and last offset of a change, the steps between them there
+    and along a whole contig's end.
 
-    The step keeps a pass to about sixteen snapshots and is at least 64 bases, half of which an alternative reads again
-    on average.
+    Half a step is what an alternative reads again on average. The stride has eight steps of at least 8 bases, a
+    contig's end about sixteen of at least 64.
     """
     last = plan.window - plan.horizon
-    return max(last - plan.stride + 1, 0), last, max(64, min(last, length) // 16)
+    step = max(64, min(last, length) // 16)
+    return max(last - plan.stride + 1, 0), last, min(step, max(8, plan.stride // 8)), step
 
 
 def estimate(config, plan, tokens, device, dtype, distance=None):
@@ -279,9 +281,9 @@ def estimate(config, plan, tokens, device, dtype, distance=None):
     from hybridna_core.model.state import bytes_per_row
 
     item = 4 if dtype == "float32" else torch.empty(0, dtype=choose_dtype(dtype)).element_size()
-    first, last, step = lay_out(plan, plan.window)
+    first, last, near, _ = lay_out(plan, plan.window)
     # Each pass holds the keys of a window once and a few snapshots; an alternative adds a row of its own.
-    held = Scorer.KEPT * (1 + (last - first) // step) * bytes_per_row(config, 0, item)
+    held = Scorer.KEPT * (1 + (last - first) // near) * bytes_per_row(config, 0, item)
     held += (Scorer.KEPT + 1) * bytes_per_row(config, plan.window, item)
     held += 0 if distance is None else 4 * (Scorer.KEPT + 1) * plan.window * config.hidden_size
     seconds = tokens * seconds_per_token(config, choose_device(device), choose_dtype(dtype))

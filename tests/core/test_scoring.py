@@ -176,7 +176,8 @@ def test_what_is_counted_without_a_model_is_what_is_read(model, genome):
 def test_a_pass_is_read_in_the_same_pieces_whatever_is_asked(model, genome):
     """Lazily or at once, the same pieces; snapshots where changes can lie, none further."""
     plan = Plan(400, 100, 150)
-    assert lay_out(plan, 1536) == (151, 300, 64)
+    assert lay_out(plan, 1536) == (151, 300, 18, 64)
+    assert lay_out(plan._replace(stride=1), 1536) == (300, 300, 8, 64)
     read_pieces = []
 
     def reading(ends, start):
@@ -192,8 +193,8 @@ def test_a_pass_is_read_in_the_same_pieces_whatever_is_asked(model, genome):
         return shared
 
     few, many = reading([400], 450), reading(range(1, 401), 450)
-    assert read_pieces == [[152, 64, 64, 121]] * 2
-    assert sorted(few.snapshots) == sorted(many.snapshots) == [0, 151, 215, 279]
+    assert read_pieces == [[152, *[18] * 8, 105]] * 2
+    assert sorted(few.snapshots) == sorted(many.snapshots) == [0, *range(151, 301, 18)]
     assert np.array_equal(few.log_probs, many.log_probs)
     edge = reading([300], 0)
     assert read_pieces[-1] == [65, 64, 64, 64, 64] and sorted(edge.snapshots) == [0, 64, 128, 192, 256]
