@@ -37,6 +37,8 @@ log = logging.getLogger("hybridna")
 BUNDLED = Path(__file__).parent / "bundled"
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+# A line that every use of a model repeats, if its folder has one.
+NOTICE, NOTICE_LENGTH = "notice.txt", 300
 DTYPES = ("float32", "bfloat16", "float64")
 STORED_DTYPES = ("float32", "bfloat16")
 # Decay and step parameters lose their meaning in eight bits of mantissa; norm weights cost next to nothing.
@@ -469,7 +471,18 @@ def load_model(name_or_folder, *, device="auto", dtype="float32", allow_nonfinit
     check_shapes(headers, model, folder)
     fill_model(model, own_tensors(headers, allow_nonfinite), target)
     finish_model(model, tokenizer, folder, weights_digest(manifest, headers))
+    if notice := read_notice(folder, manifest):
+        log.warning("%s: %s", model.name, notice, extra={"kind": "notice"})
     return model
+
+
+def read_notice(folder, manifest):
+    """Return the first line of a verified notice.txt, without what a terminal would obey; empty where there is none."""
+    if NOTICE not in manifest["files"]:
+        return ""
+    with open(Path(folder) / NOTICE, encoding="utf-8", errors="replace") as handle:
+        line = handle.readline(NOTICE_LENGTH)
+    return "".join(letter for letter in line if letter.isprintable())
 
 
 def read_own_folder(folder):

@@ -16,6 +16,7 @@ from hybridna_core.checkpoint import (
     check_target,
     is_own_folder,
     load_model,
+    read_notice,
     read_own_folder,
     resolve_folder,
     save_model,
@@ -74,6 +75,7 @@ class ModelAbout:
     labels: str
     config: dict
     card: str = ""
+    notice: str = ""
     report: Report | None = None
     scheme: dict | None = None
 
@@ -86,6 +88,8 @@ class ModelAbout:
         layers = c["layer_types"]
         places = ", ".join(str(i) for i, kind in enumerate(layers) if kind == "attention") or "none"
         yield f"name        {self.name}"
+        if self.notice:
+            yield f"notice      {self.notice}"
         yield f"folder      {self.folder} ({self.kind})"
         yield f"elements    {self.elements:,}"
         yield f"layers      {len(layers)}, attention at {places} (counted from 0)"
@@ -131,7 +135,7 @@ def show_model(name):
         plan = plan_import(folder)
         c, labels = plan.report.config, plan.tokenizer.describe_labels()
         return ModelAbout(
-            folder.name, str(folder), "published", plan.report.elements, None, None, labels, c, card, plan.report
+            folder.name, str(folder), "published", plan.report.elements, None, None, labels, c, card, report=plan.report
         )
     manifest, config, tokenizer, headers = read_own_folder(folder)
     return ModelAbout(
@@ -144,6 +148,7 @@ def show_model(name):
         labels=tokenizer.describe_labels(),
         config=config.to_dict(),
         card=card,
+        notice=read_notice(folder, manifest),
         scheme=_read_scheme(folder),
     )
 

@@ -25,12 +25,14 @@ from hybridna_core.checkpoint import (
     choose_device,
     load_model,
     read_description,
+    read_notice,
     save_model,
     verify_manifest,
     write_json,
     write_manifest,
     write_tensors,
 )
+from hybridna_core.commands.models import show_model
 from hybridna_core.errors import DataError, HybriDNAError, ModelError, SystemFault, UsageError
 from hybridna_core.tokenizer import LabelPosition, Tokenizer
 from hybridna_core.weight_files import looks_like, read_header
@@ -754,3 +756,20 @@ def test_python_without_asserts_g21(folder):
     code = f"from hybridna_core.checkpoint import load_model; load_model({str(folder)!r}, device='cpu')"
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
     assert "checksum differs" in done.stderr
+
+
+def test_a_notice_is_said_at_each_use(tmp_path, caplog):
+    """One line, without what a terminal would obey; nothing of a file that the manifest does not list."""
+    model, text = random_model(), "simulated \x1b[31mdata\x1b[0m only" + "!" * 400 + "\nsecond line\n"
+    folder = save_model(tmp_path / "toy", model, extra_files={"notice.txt": text})
+    load_model(folder, device="cpu")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("toy: simulated [31mdata[0m only!") and record.kind == "notice"
+    assert "second" not in record.getMessage() and len(record.getMessage()) <= 305
+    notice = read_notice(folder, verify_manifest(folder))
+    assert len(notice) <= 300 and f"notice      {notice}" in list(show_model(folder).lines())
+    caplog.clear()
+    plain = save_model(tmp_path / "plain", model)
+    (plain / "notice.txt").write_text("not listed")
+    load_model(plain, device="cpu")
+    assert not caplog.records and not show_model(plain).notice
