@@ -7,16 +7,22 @@ Steps that are done are skipped, so the same command goes on after any stop.
 
 import argparse
 import csv
+import dataclasses
 import gzip
 import hashlib
+import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from hybridna_core.checkpoint import NOTICE, load_model
 from hybridna_core.data.genome import open_genome
-from hybridna_core.data.reporter import LINES, simulate
+from hybridna_core.data.reporter import LINES, NOISE, simulate
+from hybridna_core.model.hybrid import count_parameters
+from hybridna_core.task_files import read_labels, save_labelled_model
+from hybridna_core.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("sequence", "label", "split", "part", "group", "values")
@@ -34,20 +40,27 @@ class Recipe(NamedTuple):
     table    its file below the folder of tables
     digits   names of the label's digits
     options  of `hybridna finetune`
+    meaning  of each digit
+    notice   what every use of the model says, if anything
     """
 
     name: str
     table: str
     digits: tuple
     options: tuple
+    meaning: str
+    notice: str
 
 
 RECIPES = (
     Recipe(
         "yeast-promoters", "yeast.tsv", ("YPD", "SC-Ura"), ("--epochs", "6", "--lr", "1e-3", "--valid-every", "60"),
+        "quintile of measured expression in that medium, 0 the lowest", "",
     ),
     Recipe(
         "human-enhancers-demo", "human.tsv", LINES, ("--epochs", "2", "--lr", "1e-3", "--valid-every", "300"),
+        "quartile of simulated activity in that cell line, 0 the lowest",
+        "trained on a simulated reporter assay, for trying out only: no number behind its labels was measured",
     ),
 )  # fmt: skip
 
@@ -58,7 +71,7 @@ def place_of(group):
 
 
 def read_yeast(path):
-    """Yield rows of the measured promoters: two thirds of the training groups for the generator, others for the oracle."""
+    """Yield rows of the measured promoters: two thirds of the training groups for the generator, else the oracle."""
     with gzip.open(path, "rt", newline="") as handle:
         for row in csv.DictReader(handle, delimiter="\t"):
             place = place_of(row["group"])
@@ -100,16 +113,61 @@ def write_table(path, rows):
         temporary.replace(name)
 
 
-def finetune(recipe, table, output, is_blind=False):
-    """Train by the command that a user would type; return the words of it."""
+def list_words(recipe, table, output, is_blind=False):
+    """Return the command that trains a model, as a user would type it, word by word."""
     words = ["finetune", str(table), "-o", str(output), "--task", "generation", "--split-column", "split"]
     words += recipe.options
     words += ["--unconditional"] if is_blind else [word for name in recipe.digits for word in ("--label-name", name)]
+    return words
+
+
+def finetune(recipe, table, output, is_blind=False):
+    """Train, unless that is done."""
+    words = list_words(recipe, table, output, is_blind)
     if not output.exists():
         done = subprocess.run([sys.executable, "-m", "hybridna_cli", *words], cwd=ROOT)
         if done.returncode:
             sys.exit(f"exit {done.returncode}: hybridna {' '.join(words)}")
-    return words
+
+
+def spell_card(recipe, model, frequencies, record, command, blind):
+    """Fill in the card of docs/cards; return the text of README.md.
+
+    record, blind  finetune.json of the model, and of its twin without labels or None
+    """
+    test, twin = record["measures"], ""
+    if blind is not None:
+        twin = f", {blind['measures']['test_bits_per_base']:.4f} by the same training without labels"
+    off = sum(n for label, n in frequencies.items() if abs(int(label[0]) - int(label[-1])) > 1)
+    fields = {
+        "facts": f"{count_parameters(model.config):,} parameters, as `base` but for the tokens of the label.",
+        "command": f"hybridna {' '.join(command)}", "train": record["rows"]["train"], "test": record["rows"]["test"],
+        "rows": sum(frequencies.values()), "off": off, "labels": len(frequencies), "lines": ", ".join(LINES),
+        "noise": NOISE, "bits": test["test_bits_per_base"], "accuracy": test["test_label_accuracy"],
+        "commonest": test["test_commonest_label"], "blind": twin,
+    }  # fmt: skip
+    return (ROOT / "docs" / "cards" / f"{recipe.name}.md").read_text().format(**fields)
+
+
+def lay_out(recipe, out, bundled):
+    """Write the trained model, its card and what it is called below the folder of bundled models."""
+    trained, twin = out / recipe.name, out / f"{recipe.name}-blind"
+    model = load_model(trained, device="cpu")
+    frequencies = read_labels(model)
+    positions = [
+        dataclasses.replace(position, name=name, meaning=recipe.meaning)
+        for position, name in zip(model.tokenizer.label_positions, recipe.digits, strict=True)
+    ]
+    model.tokenizer, model.name = Tokenizer(label_positions=tuple(positions)), recipe.name
+    record, blind = (
+        json.loads((folder / "finetune.json").read_text()) if folder.exists() else None for folder in (trained, twin)
+    )
+    command = list_words(recipe, Path(recipe.table), Path(recipe.name))
+    card = spell_card(recipe, model, frequencies, record, command, blind)
+    extra = {name: trained / name for name in ("finetune.json", "measures.tsv")}
+    if recipe.notice:
+        extra[NOTICE] = recipe.notice + "\n"
+    save_labelled_model(bundled / recipe.name, model, frequencies, card=card, extra=extra, force=True)
 
 
 def main(argv=None):
@@ -119,6 +177,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="scratch folder: tables and models")
     parser.add_argument("--only", choices=[recipe.name for recipe in RECIPES], help="make this one")
     parser.add_argument("--tables", action="store_true", help="make the tables, train nothing")
+    parser.add_argument("--bundled", type=Path, help="lay the models out below this folder")
     parser.add_argument("--blind", action="store_true", help="also train each without labels, for comparison")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -134,6 +193,8 @@ def main(argv=None):
         finetune(recipe, table, options.out / recipe.name)
         if options.blind:
             finetune(recipe, table, options.out / f"{recipe.name}-blind", is_blind=True)
+        if options.bundled:
+            lay_out(recipe, options.out, options.bundled)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,8 @@ def main(argv=None):
     for row in rows:
         print(
             f"| {row['case']} | {row['alleles']} | {row['shared_s']:.2f} s | {row['full_s']:.2f} s "
-            f"| {row['ratio']:.2f} | {row['least']:.2f}-{row['most']:.2f} | {row['tokens_ratio']:.2f} | {row['aim'] or ''} |"
+            f"| {row['ratio']:.2f} | {row['least']:.2f}-{row['most']:.2f} | {row['tokens_ratio']:.2f} "
+            f"| {row['aim'] or ''} |"
         )
     if options.json:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
