@@ -40,6 +40,7 @@ class Recipe(NamedTuple):
     table    its file below the folder of tables
     digits   names of the label's digits
     options  of `hybridna finetune`
+    length   of every sequence, bases
     meaning  of each digit
     notice   what every use of the model says, if anything
     """
@@ -48,17 +49,18 @@ class Recipe(NamedTuple):
     table: str
     digits: tuple
     options: tuple
+    length: int
     meaning: str
     notice: str
 
 
 RECIPES = (
     Recipe(
-        "yeast-promoters", "yeast.tsv", ("YPD", "SC-Ura"), ("--epochs", "6", "--lr", "1e-3", "--valid-every", "60"),
+        "yeast-promoters", "yeast.tsv", ("YPD", "SC-Ura"), ("--epochs", "6", "--lr", "1e-3", "--valid-every", "60"), 80,
         "quintile of measured expression in that medium, 0 the lowest", "",
     ),
     Recipe(
-        "human-enhancers-demo", "human.tsv", LINES, ("--epochs", "2", "--lr", "1e-3", "--valid-every", "300"),
+        "human-enhancers-demo", "human.tsv", LINES, ("--epochs", "2", "--lr", "1e-3", "--valid-every", "300"), LENGTH,
         "quartile of simulated activity in that cell line, 0 the lowest",
         "trained on a simulated reporter assay, for trying out only: no number behind its labels was measured",
     ),
@@ -167,7 +169,9 @@ def lay_out(recipe, out, bundled):
     extra = {name: trained / name for name in ("finetune.json", "measures.tsv")}
     if recipe.notice:
         extra[NOTICE] = recipe.notice + "\n"
-    save_labelled_model(bundled / recipe.name, model, frequencies, card=card, extra=extra, force=True)
+    save_labelled_model(
+        bundled / recipe.name, model, frequencies, length=recipe.length, card=card, extra=extra, force=True
+    )
 
 
 def main(argv=None):

@@ -53,7 +53,7 @@ def generate(
     length: Annotated[
         int | None,
         typer.Option(
-            "--length", metavar="BASES", show_default="200, or those of the template",
+            "--length", metavar="BASES", show_default="the template's; after a label its training's; else 200",
             help="Bases to generate after the prompt.",
         ),
     ] = None,

@@ -133,12 +133,18 @@ def is_adapter(folder):
     return (Path(folder) / ADAPTER).is_file()
 
 
-def save_labelled_model(folder, model, frequencies, *, card, extra, force=False):
-    """Write a network that knows labels, with what they mean and how often each stood in training."""
+def save_labelled_model(folder, model, frequencies, *, length, card, extra, force=False):
+    """Write a network that knows labels, with what they mean and how often each stood in training.
+
+    length  bases that most training sequences have, which `generate` makes unless it is told otherwise
+    """
     positions = [
         {"name": p.name, "meaning": p.meaning, "values": list(range(p.digits))} for p in model.tokenizer.label_positions
     ]
-    table = {"format": FORMAT, "positions": positions, "rows": sum(frequencies.values()), "frequencies": frequencies}
+    table = {
+        "format": FORMAT, "positions": positions, "length": length, "rows": sum(frequencies.values()),
+        "frequencies": frequencies,
+    }  # fmt: skip
     return save_model(folder, model, card=card, extra_files={LABELS: _spell(table), **extra}, force=force)
 
 
@@ -156,9 +162,18 @@ def read_labels(model):
 
 
 def read_scheme(folder):
-    """Return what a folder says of its labels: `positions` (name, meaning, values), `rows`, `frequencies`; or None."""
+    """Return what a folder says of its labels: `positions` (name, meaning, values), `rows`, `frequencies`; or None.
+
+    `length`, the bases that most of its sequences had, is not in folders of the first release.
+    """
     path = Path(folder) / LABELS
-    return _read_part(path, {"positions", "rows", "frequencies"}) if path.is_file() else None
+    if not path.is_file():
+        return None
+    table = _read_part(path, {"positions", "rows", "frequencies"})
+    length = table.get("length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise ModelError(f"length {length!r} is no number of bases", where=path)
+    return table
 
 
 def digest_weights(model):

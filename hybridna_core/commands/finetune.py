@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -351,8 +352,10 @@ def _save(output, best, summary, config, scheme, sets, base, model, folder, adap
     )
     if summary.task == "generation":
         frequencies = count_labels(sets["train"].targets) if not unconditional else {}
+        # The mode, and of several the shortest.
+        length = statistics.mode(sorted(map(len, sets["train"].sequences)))
         tuned.name = name
-        save_labelled_model(output, tuned, frequencies, card=card, extra=extra, force=force)
+        save_labelled_model(output, tuned, frequencies, length=length, card=card, extra=extra, force=force)
     elif adapter_only:
         base = base if is_name(base) else (base.folder or base.name)
         save_adapter(output, tuned, scheme, base, lora_of(config), card=card, extra=extra, force=force)

@@ -16,6 +16,7 @@ from hybridna_core.checkpoint import (
     choose_dtype,
     load_model,
     read_structure,
+    resolve_folder,
     version,
 )
 from hybridna_core.data.genome import open_genome
@@ -27,6 +28,7 @@ from hybridna_core.errors import DataError, UsageError
 from hybridna_core.generation import check_prompt, make_designs, make_plan, start_tokens, why_unusable
 from hybridna_core.memory import spell_bytes
 from hybridna_core.search import SAMPLE_ROWS, check_memory, count_bytes, count_seconds
+from hybridna_core.task_files import read_scheme
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ def generate(
     status word.
     """
     start = time.monotonic()
+    model = pick_model(label) if model is None else model
+    if length is None and template is None:
+        length = usual_length(model, label)
     plan = make_plan(
         num_sequences, length, num_beams, beam_groups, diversity_penalty, temperature, top_k, top_p, seed, gc,
         max_homopolymer, forbid, template, require,
@@ -87,7 +92,6 @@ def generate(
     if not dry_run:
         finish_renaming(output)
     check_outputs(output, table, report, (prompts, reference), force, dry_run)
-    model = pick_model(label) if model is None else model
     config, tokenizer = read_model(model)
     reading = {"rebuild_index": rebuild_index, "rna": rna, "allow_missing_eof": allow_missing_eof}
     named = [("design", prompt)] if prompts is None else read_prompts(prompts, **reading)
@@ -206,7 +210,8 @@ def generate_sequences(
     label        digits that the model's tokenizer knows, such as "300"
     prompt       bases that every sequence begins with
     n            how many; 10 when None, or the number of beams if that is less
-    length       bases to generate after the prompt; those of the template, else 200, when None
+    length       bases to generate after the prompt; when None those of the template, else of most sequences that a
+                 model with labels was trained on, else 200
     num_beams    None: sampling; 1: the likeliest base at each step; more: beam search, best first
     beam_groups  of equal size, searched one after the other; each keeps off what the earlier ones chose
     diversity_penalty  nats off a base for each earlier group whose beams all chose it at that place; 1 when None
@@ -218,6 +223,8 @@ def generate_sequences(
     With groups fewer than n may come back, as a sequence that several of them found is given once. Raises UsageError
     for what cannot be done, before anything is computed; GuardError when the numbers fail.
     """
+    if length is None and template is None:
+        length = usual_length(model, label)
     plan = make_plan(
         n, length, num_beams, beam_groups, diversity_penalty, temperature, top_k, top_p, seed, gc, max_homopolymer,
         forbid, template, require,
@@ -253,6 +260,15 @@ def pick_model(label):
                 continue
             return name
     return "base"
+
+
+def usual_length(model, label):
+    """Return the bases of most sequences that a model was trained on after labels; None without a label."""
+    if label is None:
+        return None
+    folder = resolve_folder(model) if isinstance(model, str | os.PathLike) else model.folder
+    scheme = None if folder is None else read_scheme(folder)
+    return None if scheme is None else scheme.get("length")
 
 
 def read_model(model):

@@ -119,6 +119,8 @@ class ModelAbout:
             yield f"digit {number}     {position['name']}: {values[0]}-{values[-1]}" + (
                 f", {meaning}" if meaning else ""
             )
+        if self.scheme.get("length"):
+            yield f"length      {self.scheme['length']:,} bases, as most sequences of the training"
         counts = self.scheme["frequencies"]
         possible = math.prod(len(position["values"]) for position in self.scheme["positions"])
         yield f"trained on  {self.scheme['rows']:,} sequences with {len(counts):,} of {possible:,} labels"

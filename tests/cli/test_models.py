@@ -112,13 +112,16 @@ class TestShow:
     def test_the_label_scheme(self, call, tmp_path):
         positions = [LabelPosition("complex", 5, "quintile of expression in YPD"), LabelPosition("defined", 5)]
         frequencies = {"00": 7, "44": 1200, "33": 7}
-        save_labelled_model(tmp_path / "yeast", random_model(labels=positions), frequencies, card="# y", extra={})
+        save_labelled_model(
+            tmp_path / "yeast", random_model(labels=positions), frequencies, length=80, card="# y", extra={}
+        )
         code, out, _ = call("show", tmp_path / "yeast")
         lines = out.splitlines()
         assert code == 0 and "vocabulary  22; labels: 2 digits (complex 0-4, defined 0-4)" in lines
         at = lines.index("digit 1     complex: 0-4, quintile of expression in YPD")
-        assert lines[at + 1 : at + 4] == [
-            "digit 2     defined: 0-4", "trained on  1,214 sequences with 3 of 25 labels",
+        assert lines[at + 1 : at + 5] == [
+            "digit 2     defined: 0-4", "length      80 bases, as most sequences of the training",
+            "trained on  1,214 sequences with 3 of 25 labels",
             "            44 (1,200), 00 (7), 33 (7)",
         ]  # fmt: skip
 

@@ -4,7 +4,10 @@ toy model -> generate -> table and FASTA read again; distances by the plain defi
 """
 
 import itertools
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from hybridna_core.certificate import Design, Reference, certify, read_certifica
 from hybridna_core.checkpoint import load_model
 from hybridna_core.commands.generate import generate, generate_sequences
 from hybridna_core.constraints import parse_constraints
-from hybridna_core.errors import DataError, GuardError
+from hybridna_core.errors import DataError, GuardError, ModelError
 from hybridna_core.metrics import jensen_shannon, kmer_spectrum, nearest, pairwise_distances
 from hybridna_core.model.likelihood import read
 from hybridna_core.task_files import save_labelled_model
@@ -110,7 +113,7 @@ def labelled(tmp_path_factory):
     """A model of the labels 00 to 22, trained on four of them."""
     folder = tmp_path_factory.mktemp("models") / "labelled"
     known = random_model(6, layer_types=("mamba",), labels=[LabelPosition("a", 3), LabelPosition("b", 3)])
-    save_labelled_model(folder, known, FREQUENCIES, card="# x", extra={})
+    save_labelled_model(folder, known, FREQUENCIES, length=12, card="# x", extra={})
     return load_model(folder)
 
 
@@ -126,6 +129,20 @@ def test_the_posterior_of_the_label_by_hand(labelled):
             joint[label] = count * math.exp(float(read(labelled, tokens)[0][0, 3:].sum()))
         assert design.posterior == pytest.approx(joint["11"] / sum(joint.values()), rel=1e-5)
     assert generate_sequences(labelled, n=1, length=9)[0].posterior is None
+
+
+def test_the_length_after_a_label_is_that_of_the_training(labelled, tmp_path):
+    (design,) = generate_sequences(labelled, label="11", n=1)
+    assert len(design.sequence) == 12
+    folder = Path(shutil.copytree(labelled.folder, tmp_path / "labelled"))
+    generate(str(tmp_path / "o.fa"), model=folder, label="11", num_sequences=1)
+    assert len((tmp_path / "o.fa").read_text().splitlines()[1]) == 12
+    assert len(generate_sequences(labelled, label="11", n=1, template="NNNN")[0].sequence) == 4
+    assert len(generate_sequences(labelled, n=1, top_k=1)[0].sequence) == 200
+    scheme = json.loads((folder / "labels.json").read_text())
+    (folder / "labels.json").write_text(json.dumps(scheme | {"length": "12"}))
+    with pytest.raises(ModelError, match="length '12' is no number of bases"):
+        generate(str(tmp_path / "p.fa"), model=folder, label="11")
 
 
 def test_a_label_that_no_training_row_had(labelled, tmp_path, caplog):

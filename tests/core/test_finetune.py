@@ -1,5 +1,6 @@
 """Fine-tuning: heads and labels learned, the best step kept, stops gone on with, folders that others read."""
 
+import collections
 import copy
 import itertools
 import json
@@ -367,6 +368,8 @@ def test_labels_are_learned_written_and_generated_after(base, tmp_path):
     assert summary.measures["valid_label_accuracy"] > 0.9 > summary.measures["valid_commonest_label"]
     table = read_json(tmp_path / "out" / "labels.json")
     assert table["frequencies"] == {"02": 40, "10": 40} and table["rows"] == 80
+    counts = collections.Counter(len(text) for text, _ in rows[:80])
+    assert counts[table["length"]] == max(counts.values())
     assert [(p["name"], p["values"]) for p in table["positions"]] == [("x", [0, 1]), ("y", [0, 1, 2])]
     model = load_model(tmp_path / "out", device="cpu")
     assert read_labels(model) == table["frequencies"]
