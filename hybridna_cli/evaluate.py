@@ -9,6 +9,7 @@ from hybridna_cli.evaluate_tasks import HELP, make_command, predictions
 from hybridna_cli.options import (
     AllowMissingEof,
     AllowNonfinite,
+    BatchSize,
     Device,
     Dtype,
     Fasta,
@@ -21,6 +22,7 @@ from hybridna_cli.options import (
     RenameChrs,
     Rna,
     Seed,
+    SequenceColumn,
     SummaryJson,
     Threads,
     Window,
@@ -102,6 +104,115 @@ def coding(
             sites=sites, missense=missense, background=background or (), window=window, horizon=horizon, seed=seed,
             device=device, dtype=dtype, force=force, rebuild_index=rebuild_index, other_letters=other_letters, rna=rna,
             allow_missing_eof=allow_missing_eof, allow_nonfinite=allow_nonfinite, progress=report.progress,
+        )  # fmt: skip
+
+
+@evaluate_app.command("design")
+def design(
+    designs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE", show_default=False, help="Designs: FASTA or --table of generate; one file or several."
+        ),
+    ],
+    real: Annotated[
+        str,
+        typer.Option("--real", metavar="TABLE", show_default=False, help="Held-out real sequences with labels."),
+    ],
+    oracle: Annotated[
+        str,
+        typer.Option(
+            "--oracle", metavar="NAME", show_default=False,
+            help="Folder of a fine-tuned regression model, or simulated: the function of the simulated assay.",
+        ),
+    ],
+    output: Output = "-",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="DIGITS", show_default="those of the designs", help="Label to measure; repeatable."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--model", metavar="NAME", show_default=False, help="The generator, for label fidelity."
+        ),
+    ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--beside", metavar="NAME=FILE", show_default=False,
+            help="Designs of another model; without labels they stand beside every label; repeatable.",
+        ),
+    ] = None,
+    sequence_column: SequenceColumn = None,
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label-column", metavar="NAME", show_default="label",
+            help="Column of TABLE with the label; repeatable: a digit each.",
+        ),
+    ] = None,
+    value_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--value-column", metavar="NAME", show_default=False,
+            help="Column of TABLE with measured activity, one per number of the oracle, in its order.",
+        ),
+    ] = None,
+    split_column: Annotated[
+        str | None,
+        typer.Option(
+            "--split-column", metavar="NAME", show_default=False, help="Read only the rows of TABLE that say test."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="NAME", show_default="where it was",
+            help="Model that an oracle without weights of its own is for.",
+        ),
+    ] = None,
+    markdown: Annotated[
+        str | None,
+        typer.Option("--markdown", metavar="FILE", show_default=False, help="Also write the table as Markdown."),
+    ] = None,
+    sequences: Annotated[
+        str | None,
+        typer.Option("--sequences", metavar="FILE", show_default=False, help="Also write a line per sequence, TSV."),
+    ] = None,
+    max_sequences: Annotated[
+        int, typer.Option("--max-sequences", metavar="N", help="Sequences of a set at most; of more, N are drawn.")
+    ] = 1000,
+    pairs: Annotated[
+        int, typer.Option("--pairs", metavar="N", help="Pairs for diversity at most; of more, N are drawn.")
+    ] = 1_000_000,
+    batch_size: BatchSize = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    rna: Rna = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    summary_json: SummaryJson = None,
+):  # fmt: skip
+    """Designed sequences for each label, beside held-out real ones: activity, diversity, novelty, label fidelity.
+
+    A row per label and set. Activity is what the oracle says of the numbers that the label's highest digit asks for;
+    specificity takes off the mean of the others. The table is TSV, or Markdown where OUTPUT ends in .md. What has no
+    value is NA, with a reason.
+    """
+    from hybridna_core.commands import evaluate_design as core
+
+    with reporting("evaluate design", quiet, summary_json) as report:
+        report.summary = core.evaluate_design(
+            designs, output, real=real, oracle=oracle, label=label or (), model=model, beside=beside or (),
+            sequence_column=sequence_column, label_column=label_column or (), value_column=value_column or (),
+            split_column=split_column, base=base, markdown=markdown, sequences=sequences, max_sequences=max_sequences,
+            pairs=pairs, batch_size=batch_size, seed=seed, device=device, dtype=dtype, rna=rna, force=force,
+            progress=report.progress,
         )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ _PUBLIC = {
     "evaluate_effects": "commands.evaluate_effects",
     "evaluate_tasks": "commands.evaluate_tasks",
     "evaluate_predictions": "commands.evaluate_predictions",
+    "evaluate_design": "commands.evaluate_design",
     "doctor": "commands.doctor",
     "list_models": "commands.models",
     "show_model": "commands.models",

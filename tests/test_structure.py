@@ -23,7 +23,7 @@ RANKS = {
     "baselines": 6, "reports": 6, "task_report": 7,
     "calibration": 7,
     "logo": 4, "automaton": 4, "constraints": 5, "certificate": 6, "search": 6, "design_report": 7,
-    "generation": 7,
+    "generation": 7, "oracle": 5, "design_measures": 6,
     "commands": 8, "__init__": 9,
 }  # fmt: skip
 COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate_effects", "evaluate_tasks"}

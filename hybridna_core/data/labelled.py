@@ -339,7 +339,7 @@ def learn_scheme(task, table, rows):
     columns = table.labels
     _refuse_missing(table, rows)
     if task == "regression":
-        values = np.array([[_number(text, table, row) for text in row.labels] for row in rows])
+        values = np.array([[parse_number(text, table, row) for text in row.labels] for row in rows])
         sd = values.std(axis=0)
         if not (sd > 0).all():
             column = int(np.argmin(sd > 0))
@@ -390,7 +390,8 @@ def _classes_of(task, row):
     return row.labels[:1]
 
 
-def _number(text, table, row):
+def parse_number(text, table, row):
+    """Return the number that a cell of a row holds; raise DataError where it holds none that is finite."""
     try:
         value = float(text)
     except ValueError:
@@ -417,7 +418,7 @@ def encode_labels(scheme, table, rows):
     """
     _refuse_missing(table, rows)
     if scheme.task == "regression":
-        values = np.array([[_number(text, table, row) for text in row.labels] for row in rows])
+        values = np.array([[parse_number(text, table, row) for text in row.labels] for row in rows])
         return ((values - np.array(scheme.mean)) / np.array(scheme.sd)).astype(np.float32)
     if scheme.task == "multilabel" and len(scheme.columns) > 1:
         return np.array([[_is_set(text, table, row) for text in row.labels] for row in rows], dtype=np.float32)
