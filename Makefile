@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings beams kernels-compiled gpu-check experiments coding effects gue speed card
+.PHONY: demo test lint docs examples bench bench-train bench-score bench-embed bench-beam bench-lengths heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -25,8 +25,18 @@ docs: .venv/bin/hybridna
 examples: .venv/bin/hybridna
 	.venv/bin/python docs/write_examples.py
 
+# Of the benchmarks: further options (--threads, --length, --repeats, ...); tables as JSON and pictures go to SCRATCH/bench.
+BENCH ?=
 bench: .venv/bin/pytest
-	.venv/bin/hybridna bench
+	.venv/bin/hybridna bench $(BENCH)
+
+bench-train bench-score bench-embed bench-beam bench-lengths: bench-%: .venv/bin/pytest
+	mkdir -p $(SCRATCH)/bench
+	.venv/bin/hybridna bench --task $* --plot $(SCRATCH)/bench/$*.png --force --summary-json $(SCRATCH)/bench/$*.json $(BENCH)
+
+# Scores of the bundled model beside two full passes per allele, held against aims.
+sharing: .venv/bin/pytest
+	.venv/bin/python docs/time_sharing.py --check
 
 heldout: .venv/bin/hybridna
 	.venv/bin/hybridna evaluate genome $(RUN) --max-bases 300000

@@ -7,7 +7,6 @@ Runs that are finished are skipped, so the same command goes on after any stop.
 
 import argparse
 import csv
-import dataclasses
 import datetime
 import hashlib
 import itertools
@@ -29,7 +28,7 @@ from hybridna_core.commands.evaluate_genome import choose_windows, counted, mode
 from hybridna_core.commands.pretrain import pretrain
 from hybridna_core.config import ModelConfig, layer_pattern
 from hybridna_core.data.corpus import Stretch, load_species, validation_windows
-from hybridna_core.model.hybrid import count_parameters
+from hybridna_core.model.hybrid import count_parameters, match_size
 from hybridna_core.run_config import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,14 +52,6 @@ def make_models(plan):
             due = count_parameters(found[variant["match"]])
             found[variant["name"]] = match_size(found[variant["name"]], due)
     return found
-
-
-def match_size(config, parameters):
-    """Return the config with the MLP width that brings its parameters nearest to a number."""
-    # A wider MLP adds one column to each of three matrices per layer.
-    wider = 3 * config.hidden_size * config.num_hidden_layers
-    width = config.intermediate_size + round((parameters - count_parameters(config)) / wider)
-    return dataclasses.replace(config, intermediate_size=max(1, width))
 
 
 def spell_run(plan, variant, config, seed, genomes):

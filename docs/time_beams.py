@@ -16,22 +16,12 @@ import torch
 
 from hybridna_core.checkpoint import load_model
 from hybridna_core.generation import start_tokens
+from hybridna_core.memory import forget_peak, peak_bytes, used_bytes
 from hybridna_core.model.likelihood import base_log_probs, read
 from hybridna_core.search import Beams, count_bytes, count_slice, search_beams
 from hybridna_core.tokenizer import BASE_IDS, N, decode
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def status_bytes(name):
-    """Return a field of this process's memory: VmRSS now, VmHWM the most since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def forget_peak():
-    """Let VmHWM begin anew: loading torch and the model takes more than a small search."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure_peak(way, size, options):
@@ -165,10 +155,11 @@ def main(argv=None):
         width, length = (int(part) for part in options.sizes[0].split("x"))
         head = start_tokens(model.config, model.tokenizer, options.label, "")
         ways = make_ways(model, head, length, width, oracle)
+        # Loading torch and the model takes more than a small search.
         forget_peak()
-        before = status_bytes("VmRSS")
+        before = used_bytes("cpu")
         ways[options.one]()
-        print(status_bytes("VmHWM") - before)
+        print(peak_bytes() - before)
         return
     for size in options.sizes:
         rows.append(measure(model, size, oracle, options))

@@ -1,49 +1,104 @@
-"""`hybridna bench`: speed on this machine, against a peer with the same weights."""
+"""`hybridna bench`: speed on this machine, each task beside another way to the same results."""
 
 from typing import Annotated
 
 import typer
 
 from hybridna_cli.console import reporting
-from hybridna_cli.options import Quiet, SummaryJson, Threads
+from hybridna_cli.options import Force, Quiet, SummaryJson, Threads
+
+TASKS = """forward: a pass of the model, or train: forward, loss and all gradients, beside transformers' Bamba; score,
+embed, beam: alleles, regions, and a step of beams, beside a slow way; lengths: speed and memory of tokens beside a
+Transformer."""
 
 
 def bench(
-    task: Annotated[
-        str, typer.Option("--task", metavar="TASK", help="forward, or train: forward, loss and all gradients.")
-    ] = "forward",
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help=" ".join(TASKS.split()))] = "forward",
     precision: Annotated[
         str,
-        typer.Option("--precision", metavar="KIND", help="Of our matrix products: fp32 or bf16. The peer has fp32."),
+        typer.Option("--precision", metavar="KIND", help="Of products in forward and train: fp32 or bf16."),
     ] = "fp32",
-    hidden_size: Annotated[int, typer.Option("--hidden-size", metavar="N", help="Width of the model timed.")] = 256,
+    hidden_size: Annotated[
+        int | None,
+        typer.Option(
+            "--hidden-size", metavar="N", show_default="256; 128 of score and lengths", help="Width of the model timed."
+        ),
+    ] = None,
     layers: Annotated[int, typer.Option("--layers", metavar="N", help="Its layers, one in eight attention.")] = 8,
     state_size: Annotated[
-        int, typer.Option("--state-size", metavar="N", help="Its recurrent state per channel.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            "--state-size", metavar="N", show_default="128; 64 of score and lengths",
+            help="Its recurrent state per channel.",
+        ),
+    ] = None,
     length: Annotated[
         list[int] | None,
-        typer.Option("--length", metavar="TOKENS", show_default="2048 and 8192", help="Tokens per pass; repeatable."),
+        typer.Option(
+            "--length", metavar="TOKENS", show_default="by the task",
+            help="Of a pass, of a window (score), of a region (embed), or read by each beam; repeatable.",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", metavar="N", show_default="64; 2500", help="Regions of embed, beams of beam."),
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Timed passes of each, in turn.")] = 5,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", metavar="SECONDS", help="lengths: of a model at one length; then longer are skipped."),
+    ] = 600,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot", metavar="FILE.png", show_default=False, help="Draw the rows against length; needs matplotlib."
+        ),
+    ] = None,
+    force: Force = False,
     threads: Threads = None,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
-):
-    """Time a pass on CPU against transformers' Bamba with the same weights; equal logits or gradients come first.
+):  # fmt: skip
+    """Time a task on CPU beside another way to the same results; both are compared before anything is timed.
 
-    Needs transformers. Seconds are medians; take the ratio, not the seconds, from a machine that does other work too.
+    forward and train need transformers. Seconds are medians; take the ratio, not the seconds, from a machine that does
+    other work too.
     """
     from hybridna_core.commands import bench as core
 
     with reporting("bench", quiet, summary_json) as report:
         found = core.bench(
             task=task, precision=precision, hidden_size=hidden_size, layers=layers, state_size=state_size,
-            lengths=tuple(length or (2048, 8192)), repeats=repeats,
+            lengths=length, count=count, repeats=repeats, limit=limit, plot=plot, force=force,
             progress=report.progress,
         )  # fmt: skip
         report.summary = found
-    print("tokens\thybridna_s\tbamba_s\tratio\tproducts_s\tlargest_difference")
-    for one in found.timings:
-        ours, theirs = one.hybridna[0], one.bamba[0]
-        print(f"{one.tokens}\t{ours:.4f}\t{theirs:.4f}\t{one.ratio:.2f}\t{one.products:.4f}\t{one.difference:.1e}")
+    print("\n".join("\t".join(cells) for cells in (spell_points if task == "lengths" else spell_timings)(found)))
+
+
+def spell_timings(found):
+    """Yield the header and the rows of a table of Timings."""
+    yield (
+        "case", "tokens", "count", "hybridna_s", "fastest", "slowest", "other_s", "other_fastest", "other_slowest",
+        "ratio", f"{found.unit}_per_s", "products_s", "largest_difference",
+    )  # fmt: skip
+    for row in found.rows:
+        seconds = [f"{value:.4f}" for value in (*row.hybridna, *row.other)]
+        products = "" if row.products is None else f"{row.products:.4f}"
+        rest = f"{row.ratio:.2f}", f"{row.per_second:.4g}", products, f"{row.difference:.1e}"
+        yield row.case or found.task, str(row.tokens), str(row.count), *seconds, *rest
+
+
+def spell_points(found):
+    """Yield the header and the rows of a table of Points; those without figures say why."""
+    yield (
+        "model", "tokens", "seconds", "fastest", "slowest", "passes", "tokens_per_s", "ratio", "peak_mib",
+        "resident_mib", "status",
+    )  # fmt: skip
+    for p in found.rows:
+        memory = ["" if size is None else f"{size / 2**20:.0f}" for size in (p.peak_bytes, p.resident)]
+        cells = [""] * 6
+        if p.seconds:
+            ratio = "" if p.ratio is None else f"{p.ratio:.2f}"
+            cells = [*(f"{s:.3f}" for s in p.seconds), str(p.passes), f"{p.tokens_per_second:.0f}", ratio]
+        yield p.model, str(p.tokens), *cells, *memory, p.status

@@ -1,106 +1,189 @@
-"""Speed on this machine, forward or forward and back, beside transformers' Bamba with the same weights.
+"""Speed on this machine: a model's passes and what the commands do with them, each beside another way to the same.
 
-random weights -> both models -> equal results, or no timing at all -> timed in turn -> medians and their ratio
+random weights -> both ways -> equal results, or no timing at all -> timed in turn -> medians and their ratio
 """
 
-import statistics
-import time
 from typing import NamedTuple
 
+from hybridna_core.checkpoint import version
 from hybridna_core.config import ModelConfig, layer_pattern
-from hybridna_core.errors import GuardError, SystemFault, UsageError
+from hybridna_core.data.writers import check_output
+from hybridna_core.errors import SystemFault, UsageError, nearest
+from hybridna_core.timing import check_equal, make_timing, take_turns
 
-TASKS = ("forward", "train")
 # Largest difference of a logit, and of a gradient relative to its tensor's largest, by precision of the products.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 
+# The strides timed must leave something to read before a change.
+LEAST_WINDOW = 128
 
-class Timing(NamedTuple):
-    """One length: seconds per pass (median, fastest, slowest) of each, and their ratio of medians.
 
-    products    seconds (median) that the matrix products with weights of one forward pass take by themselves
-    difference  largest one between the results of the two
+class Task(NamedTuple):
+    """What is timed beside what, and the sizes that are taken unless others are asked for.
+
+    unit   of what is counted
+    count  of it in one pass, where that is neither tokens nor laid down by the task
     """
 
-    tokens: int
-    hybridna: tuple[float, float, float]
-    bamba: tuple[float, float, float]
-    ratio: float
-    products: float
-    difference: float
+    beside: str
+    unit: str
+    lengths: tuple
+    hidden_size: int = 256
+    state_size: int = 128
+    count: int | None = None
+
+
+BAMBA, FOUR_LENGTHS = "transformers' Bamba", (2048, 8192, 32768, 131072)
+TASKS = {
+    "forward": Task(BAMBA, "tokens", (2048, 8192)),
+    "train": Task(BAMBA, "tokens", (2048, 8192)),
+    "score": Task("two full passes per allele", "alleles", (2048,), 128, 64),
+    "embed": Task("plain torch (HYBRIDNA_KERNELS=reference)", "regions", (1024,), count=64),
+    "beam": Task("states reordered, then updated by plain torch", "beams", (100,), count=2500),
+    "lengths": Task("a Transformer of as many parameters", "tokens", FOUR_LENGTHS, 128, 64),
+}
 
 
 class BenchSummary(NamedTuple):
-    """Timings of one run, with what they were taken on."""
+    """Rows of one run, with what they were taken on.
+
+    unit     of what rows count
+    kernels  backend in use, by op
+    rows     Timings; of `lengths` Points
+    """
 
     task: str
+    beside: str
+    unit: str
     precision: str
     hidden_size: int
     layers: int
     state_size: int
+    parameters: int
     threads: int
     versions: dict
-    timings: tuple[Timing, ...]
+    kernels: dict
+    rows: tuple
 
     def to_dict(self):
-        return {**self._asdict(), "timings": [t._asdict() for t in self.timings]}
+        return {**self._asdict(), "rows": [row._asdict() for row in self.rows]}
 
 
 def bench(
-    *, task="forward", precision="fp32", hidden_size=256, layers=8, state_size=128, lengths=(2048, 8192), repeats=5,
-    progress=None,
+    *, task="forward", precision="fp32", hidden_size=None, layers=8, state_size=None, lengths=None, count=None,
+    repeats=5, limit=600, plot=None, force=False, progress=None,
 ):  # fmt: skip
-    """Time a pass of the whole model, logits included, against transformers' BambaForCausalLM in float32 on CPU.
+    """Time a task on CPU beside another way to the same results, which are compared first; return a BenchSummary.
 
-    task                 forward, or train: the loss of every token and the gradients of all weights
-    precision            of our matrix products: fp32, or bf16 (see `hybridna_kernels.gemm.bf16_products`)
+    task                 forward: logits of all tokens, or train: loss of every token and gradients of all weights, both
+                         beside transformers' BambaForCausalLM in float32 with the same weights; score: the scorer
+                         beside two full passes per allele; embed: the kernels beside plain torch; beam: one step of
+                         beams beside a step that reorders states first; lengths: log-probabilities of all tokens,
+                         beside a Transformer of the same size, with peak memory
+    precision            of our matrix products in forward and train: fp32, or bf16 (`gemm.bf16_products`)
     hidden_size, layers, state_size  of the model timed; the rest follows the presets' proportions
-    lengths              tokens per pass, batch 1
+    lengths              tokens per pass, batch 1; score: of a window; embed: of a region; beam: read by each beam
+    count                regions of embed, beams of beam
     repeats              timed passes of each, in turn, after one that is not
-    Returns a BenchSummary; raises GuardError when logits or gradients differ, before anything is timed.
+    limit                of lengths: seconds that one model may take at one length before longer ones are skipped
+    plot                 .png to draw the rows into
+    force                an existing picture may be replaced
+    The sizes that are None are those of TASKS. Raises GuardError when results differ, before anything is timed.
     """
     import torch
 
-    from hybridna_core.model.hybrid import HybridLM
+    from hybridna_core.bench_plot import draw_bench
+    from hybridna_core.effect_plot import check_plot
+    from hybridna_core.model.hybrid import HybridLM, count_parameters
+    from hybridna_kernels import dispatch
 
-    transformers = _transformers()
-    if task not in TASKS or precision not in TOLERANCE:
-        what = f"task is one of {', '.join(TASKS)}, precision one of {', '.join(TOLERANCE)}"
+    kind = choose_task(task, precision, count)
+    hidden_size = kind.hidden_size if hidden_size is None else hidden_size
+    state_size = kind.state_size if state_size is None else state_size
+    lengths, count = tuple(lengths or kind.lengths), kind.count if count is None else count
+    least = min(repeats, layers, state_size, limit, *lengths, *([] if count is None else [count]))
+    if hidden_size < 64 or hidden_size % 64 or least < 1:
+        what = "hidden_size must be a multiple of 64; layers, state_size, lengths, count, repeats and limit at least 1"
         raise UsageError(what, where="bench")
-    if hidden_size < 64 or hidden_size % 64 or min(repeats, layers, state_size, *lengths) < 1:
-        what = "hidden_size must be a multiple of 64; layers, state_size, lengths and repeats at least 1"
-        raise UsageError(what, where="bench")
+    if task == "score" and min(lengths) < LEAST_WINDOW:
+        raise UsageError(f"a window of {min(lengths)} is too short, {LEAST_WINDOW} at least", where="--length")
+    if plot is not None:
+        check_plot(plot)
+        check_output(plot, force=force)
+    versions = {"hybridna": version(), "torch": torch.__version__}
+    if task in ("forward", "train"):
+        versions["transformers"] = _transformers().__version__
     config = ModelConfig(
         hidden_size, 2 * hidden_size, layer_pattern(layers), hidden_size // 32, max(1, hidden_size // 128),
         mamba_n_heads=hidden_size // 32, mamba_d_state=state_size,
     )  # fmt: skip
-    ours = HybridLM(config).requires_grad_(task == "train")
-    theirs = bamba_twin(ours, transformers).train(task == "train").requires_grad_(task == "train")
-    timings = []
-    for number, length in enumerate(lengths):
-        tokens = torch.randint(7, 11, (1, length), generator=torch.Generator().manual_seed(length))
-        with torch.set_grad_enabled(task == "train"):
-            timings.append(_time(ours, theirs, tokens, task, precision, repeats))
-        if progress:
-            progress(number + 1, len(lengths))
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    threads = torch.get_num_threads()
-    return BenchSummary(task, precision, hidden_size, layers, state_size, threads, versions, tuple(timings))
+    if task == "lengths":
+        from hybridna_core.context_lengths import time_lengths
+
+        rows = time_lengths(config, lengths, repeats, limit, progress)
+    else:
+        model = HybridLM(config).train(task == "train").requires_grad_(task == "train")
+        rows = []
+        for number, length in enumerate(lengths, start=1):
+            rows += _time_task(task, model, length, count, precision, repeats)
+            if progress:
+                progress(number, len(lengths))
+    kernels = {op: name for op, name, state in dispatch.report() if state == "in use"}
+    summary = BenchSummary(
+        task, kind.beside, kind.unit, precision, hidden_size, layers, state_size, count_parameters(config),
+        torch.get_num_threads(), versions, kernels, tuple(rows),
+    )  # fmt: skip
+    if plot is not None:
+        draw_bench(summary, plot, force=force)
+    return summary
 
 
-def _time(ours, theirs, tokens, task, precision, repeats):
-    """Compare both models on the same tokens, then time them in turn; return a Timing."""
+def choose_task(task, precision, count):
+    """Return the Task of a name; raise UsageError for what there is not, and for options that are another task's."""
+    if task not in TASKS:
+        close = nearest(task, TASKS)
+        hint = f"did you mean {close}?" if close else None
+        raise UsageError(f"is {task!r}, must be {', '.join(TASKS)}", where="--task", hint=hint)
+    if precision not in TOLERANCE:
+        raise UsageError(f"is {precision!r}, must be {' or '.join(TOLERANCE)}", where="--precision")
+    if precision != "fp32" and task not in ("forward", "train"):
+        raise UsageError(f"{task} is timed in fp32", where="--precision")
+    if count is not None and TASKS[task].count is None:
+        raise UsageError(f"{task} has no number of things to choose", where="--count")
+    return TASKS[task]
+
+
+def _time_task(task, model, length, count, precision, repeats):
+    """Yield the Timings of one length."""
+    from hybridna_core import slow_ways
+
+    if task == "score":
+        yield from slow_ways.time_all_scores(model, length, repeats)
+    elif task == "embed":
+        yield slow_ways.time_embedding(model, length, count, repeats)
+    elif task == "beam":
+        yield from slow_ways.time_beams(model, length, count, repeats)
+    else:
+        yield _time_passes(model, length, task, precision, repeats)
+
+
+def _time_passes(ours, length, task, precision, repeats):
+    """Compare a model and transformers' on the same tokens, then time them in turn; return a Timing."""
     import torch
 
     from hybridna_core.train.loop import is_counted
     from hybridna_kernels.gemm import bf16_products, linear
 
+    theirs = bamba_twin(ours, _transformers()).train(task == "train").requires_grad_(task == "train")
+    tokens = torch.randint(7, 11, (1, length), generator=torch.Generator().manual_seed(length))
+
     def run_ours():
-        with bf16_products(precision == "bf16"):
+        with bf16_products(precision == "bf16"), torch.set_grad_enabled(task == "train"):
             return finish(ours, ours.head(ours(tokens)[0]))
 
     def run_theirs():
-        return finish(theirs, theirs(tokens, use_cache=False).logits)
+        with torch.set_grad_enabled(task == "train"):
+            return finish(theirs, theirs(tokens, use_cache=False).logits)
 
     def finish(model, logits):
         if task == "forward":
@@ -110,29 +193,21 @@ def _time(ours, theirs, tokens, task, precision, repeats):
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), target).backward()
         return [p.grad / p.grad.abs().max() for _, p in sorted(model.named_parameters())]
 
-    difference = max(float((a - b).abs().max()) for a, b in zip(run_ours(), run_theirs(), strict=True))
-    if not difference < TOLERANCE[precision]:
-        what = "logits" if task == "forward" else "gradients"
-        raise GuardError(f"{what} differ by {difference:.2g}", where=f"{tokens.shape[1]} tokens")
+    what = "logits" if task == "forward" else "gradients"
+    difference = check_equal(what, run_ours(), run_theirs(), TOLERANCE[precision], f"{length} tokens")
     weights = [p.detach() for name, p in ours.named_parameters() if p.ndim == 2 and "embed" not in name]
-    inputs = {w.shape[1]: torch.randn(min(tokens.shape[1], ours.segment), w.shape[1]) for w in weights}
+    inputs = {w.shape[1]: torch.randn(min(length, ours.segment), w.shape[1]) for w in weights}
 
     @torch.no_grad()
     def run_products():
         with bf16_products(precision == "bf16"):
-            for _ in range(0, tokens.shape[1], ours.segment):
+            for _ in range(0, length, ours.segment):
                 for weight in weights:
                     linear(inputs[weight.shape[1]], weight)
 
     run_products()
-    seconds = {run_ours: [], run_theirs: [], run_products: []}
-    for _ in range(repeats):
-        for function, taken in seconds.items():
-            start = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - start)
-    mine, other, products = (tuple(f(taken) for f in (statistics.median, min, max)) for taken in seconds.values())
-    return Timing(tokens.shape[1], mine, other, other[0] / mine[0], products[0], difference)
+    seconds = take_turns([run_ours, run_theirs, run_products], repeats)
+    return make_timing("", length, length, seconds, difference)
 
 
 def _transformers():

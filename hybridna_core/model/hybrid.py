@@ -3,6 +3,7 @@
 tokens, state -> embed -> x + mixer(norm(x)) -> x + mlp(norm(x)), per layer -> final norm -> hidden, state
 """
 
+import dataclasses
 import math
 
 import torch
@@ -182,6 +183,14 @@ def initialize(model, seed=0):
 def count_parameters(config):
     """Return the number of elements of the network, without allocating it."""
     return sum(p.numel() for p in HybridLM(config, device="meta").parameters())
+
+
+def match_size(config, parameters):
+    """Return the config with the MLP width that brings its parameters nearest to a number."""
+    # A wider MLP adds one column to each of three matrices per layer.
+    wider = 3 * config.hidden_size * config.num_hidden_layers
+    width = config.intermediate_size + round((parameters - count_parameters(config)) / wider)
+    return dataclasses.replace(config, intermediate_size=max(1, width))
 
 
 def flops_per_token(config, length):

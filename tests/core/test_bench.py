@@ -1,29 +1,52 @@
-"""bench: equal results come before any timing; what is timed is what is named."""
+"""bench: equal results come before any timing; what is timed is what is named; what takes too long is said."""
 
+import contextlib
+import json
+import os
+import subprocess
+
+import numpy as np
 import pytest
+import torch
 
+from hybridna_core import context_lengths, slow_ways, timing
+from hybridna_core.bench_plot import list_panels
 from hybridna_core.commands import bench as module
 from hybridna_core.commands.bench import bench
-from hybridna_core.errors import GuardError, UsageError
+from hybridna_core.config import preset
+from hybridna_core.context_lengths import Point
+from hybridna_core.errors import GuardError, SystemFault, UsageError
+from hybridna_core.model.hybrid import count_parameters
+from hybridna_core.model.likelihood import read
 
-pytest.importorskip("transformers")
-SMALL = {"hidden_size": 64, "layers": 2, "state_size": 16, "lengths": (33,), "repeats": 1}
+SIZES = {"hidden_size": 64, "layers": 2, "state_size": 16, "repeats": 1}
+SMALL = {**SIZES, "lengths": (33,)}
+# The tasks of our own beside a slow way, small.
+OWN = {"score": {"lengths": (128,)}, "embed": {"lengths": (50, 70), "count": 3}, "beam": {"lengths": (5,), "count": 7}}
+
+
+def consistent(row):
+    for seconds in (row.hybridna, row.other):
+        assert 0 < seconds[1] <= seconds[0] <= seconds[2]
+    assert row.ratio == row.other[0] / row.hybridna[0] and row.per_second == row.count / row.hybridna[0]
 
 
 @pytest.mark.parametrize("task", ["forward", "train"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_both_agree_and_are_timed(task, precision):
+    pytest.importorskip("transformers")
     found = bench(task=task, precision=precision, **SMALL)
-    (one,) = found.timings
+    (one,) = found.rows
     assert (found.task, found.precision, found.state_size, one.tokens) == (task, precision, 16, 33)
     assert one.difference < (1e-4 if precision == "fp32" else 0.05)
     assert (precision == "bf16") == (one.difference > 1e-4)
-    assert one.ratio == one.bamba[0] / one.hybridna[0] and one.hybridna[1] <= one.hybridna[0] <= one.hybridna[2]
+    consistent(one)
     assert 0 < one.products < one.hybridna[2]
 
 
 @pytest.mark.parametrize("task,what", [("forward", "logits"), ("train", "gradients")])
 def test_nothing_is_timed_when_results_differ(monkeypatch, task, what):
+    pytest.importorskip("transformers")
     honest = module.bamba_twin
 
     def spoilt(model, transformers):
@@ -36,7 +59,227 @@ def test_nothing_is_timed_when_results_differ(monkeypatch, task, what):
         bench(task=task, **SMALL)
 
 
-@pytest.mark.parametrize("change", [{"task": "sleep"}, {"precision": "fp8"}, {"hidden_size": 100}, {"repeats": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "sleep"}, {"precision": "fp8"}, {"hidden_size": 100}, {"hidden_size": 0}, {"repeats": 0},
+        {"limit": 0, "task": "lengths"}, {"count": 3}, {"count": 0, "task": "embed"},
+        {"task": "embed", "precision": "bf16"}, {"task": "score", "lengths": (127,)}, {"plot": "x.pdf"},
+        {"task": "beam", "count": 10**9},
+    ],
+    ids=lambda change: " ".join(f"{name}={value}" for name, value in change.items()),
+)  # fmt: skip
 def test_what_cannot_be_timed(change):
     with pytest.raises(UsageError):
         bench(**{**SMALL, **change})
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_own_tasks_beside_a_slow_way(monkeypatch, task):
+    # The last case differs from the one before in its stride and in its 192 alleles.
+    monkeypatch.setattr(slow_ways, "SCORE_CASES", slow_ways.SCORE_CASES[:3])
+    found = bench(task=task, **SIZES, **OWN[task])
+    assert found.to_dict()["rows"] and set(found.kernels) == {
+        "ssd_scan", "ssd_step", "causal_conv1d", "attention", "gated_rms_norm",
+    }  # fmt: skip
+    for row in found.rows:
+        consistent(row)
+    cases = {
+        "score": [(case[0], 128, n) for case, n in zip(slow_ways.SCORE_CASES, (12, 48, 48), strict=True)],
+        "embed": [("", 50, 3), ("", 70, 3)],
+        "beam": [("whole step", 5, 7), ("state update of a layer", 5, 7)],
+    }
+    assert [(row.case, row.tokens, row.count) for row in found.rows] == cases[task]
+
+
+def spoil_pass(*arguments):
+    found, tokens = HONEST_PASS(*arguments)
+    return found + 1e-3, tokens
+
+
+HONEST_PASS = slow_ways.pass_twice
+
+
+@contextlib.contextmanager
+def spoil_kernels(text):
+    """Round the factors of products, which no other way of summing explains."""
+    from hybridna_kernels.gemm import bf16_products
+
+    with bf16_products():
+        yield
+
+
+@pytest.mark.parametrize(
+    "task,name,spoilt,what",
+    [
+        ("score", "pass_twice", spoil_pass, "scores"),
+        ("embed", "forced_kernels", spoil_kernels, "vectors"),
+        ("beam", "forced_kernels", spoil_kernels, "states"),
+    ],
+)
+def test_own_tasks_are_not_timed_when_results_differ(monkeypatch, task, name, spoilt, what):
+    monkeypatch.setattr(slow_ways, name, spoilt)
+    monkeypatch.setattr(slow_ways, "take_turns", None)
+    with pytest.raises(GuardError, match=f"{what} differ by"):
+        bench(task=task, **SIZES, **OWN[task])
+
+
+def test_the_slow_ways_are_slow(monkeypatch):
+    """The other way runs plain torch, and ours does not."""
+    asked = []
+    honest = slow_ways.dispatch.run
+    monkeypatch.setattr(slow_ways, "take_turns", lambda functions, repeats: [[(f(), 1.0)[1]] for f in functions])
+
+    def run(op, *args, **kwargs):
+        asked.append((op, os.environ.get("HYBRIDNA_KERNELS")))
+        return honest(op, *args, **kwargs)
+
+    monkeypatch.setattr(slow_ways.dispatch, "run", run)
+    monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
+    bench(task="embed", **SIZES, lengths=(50,), count=2)
+    # Compared once and timed once: ours, the other, ours, the other.
+    order = [text for i, (_, text) in enumerate(asked) if i == 0 or asked[i - 1][1] != text]
+    assert order == [None, "reference", None, "reference"]
+    asked.clear()
+    bench(task="beam", **SIZES, lengths=(5,), count=3)
+    assert {text for op, text in asked if op == "ssd_step"} == {None, "ssd_step=reference"}
+    assert "HYBRIDNA_KERNELS" not in os.environ
+
+
+def test_kernels_asked_for_stay_asked_for(monkeypatch):
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "attention=sdpa")
+    with timing.forced_kernels("ssd_step=reference"):
+        assert os.environ["HYBRIDNA_KERNELS"] == "attention=sdpa,ssd_step=reference"
+    assert os.environ["HYBRIDNA_KERNELS"] == "attention=sdpa"
+
+
+def test_turns_are_taken():
+    order = []
+    seconds = timing.take_turns([lambda: order.append("a"), lambda: order.append("b")], 3)
+    assert order == ["a", "b"] * 3 and [len(taken) for taken in seconds] == [3, 3]
+    row = timing.make_timing("x", 5, 6, [[3.0, 1.0, 2.0], [4.0, 9.0, 5.0], [0.5, 0.25, 0.75]], 0.1)
+    assert row == ("x", 5, 6, (2.0, 1.0, 3.0), (5.0, 4.0, 9.0), 2.5, 3.0, 0.1, 0.5)
+
+
+# Context lengths
+
+
+def test_both_models_have_as_many_parameters():
+    models = context_lengths.make_models(preset("tiny"))
+    assert models["hybrid"] == preset("tiny") and set(models["transformer"].layer_types) == {"attention"}
+    one_wider = 3 * 128 * 8
+    sizes = [count_parameters(config) for config in models.values()]
+    assert abs(sizes[0] - sizes[1]) <= one_wider / 2
+
+
+def test_lengths_of_a_small_model():
+    found = bench(task="lengths", **SIZES, lengths=(80, 40))
+    assert [(p.model, p.tokens, p.status, p.passes) for p in found.rows] == [
+        ("hybrid", 40, "ok", 1), ("transformer", 40, "ok", 1), ("hybrid", 80, "ok", 1), ("transformer", 80, "ok", 1),
+    ]  # fmt: skip
+    for hybrid, transformer in (found.rows[:2], found.rows[2:]):
+        assert hybrid.ratio == transformer.seconds[0] / hybrid.seconds[0] and transformer.ratio is None
+        assert hybrid.tokens_per_second == hybrid.tokens / hybrid.seconds[0]
+        # A process with torch in it takes more than 50 MiB, and a pass over 80 tokens much less.
+        assert hybrid.peak_bytes is None or hybrid.peak_bytes < 50 * 2**20 < hybrid.resident
+
+
+def test_peak_is_that_of_the_pass(monkeypatch):
+    """Reading that takes 200 MiB for a while is found to take as much."""
+
+    def hungry(model, tokens, segment=None):
+        torch.ones(200 * 2**18)
+        return read(model, tokens)[0]
+
+    monkeypatch.setattr(context_lengths, "read_all", hungry)
+    found = context_lengths.measure(preset("tiny"), 20, 2, until=0)
+    if found["peak"] is None:
+        pytest.skip("the system does not say")
+    assert 200 * 2**20 <= found["peak"] < 300 * 2**20 and found["resident"] > found["peak"]
+    assert len(found["seconds"]) == 1, "the time is over, so one pass must do"
+
+
+def test_what_takes_too_long_is_skipped_from_there_on(monkeypatch):
+    def run(command, timeout, **kwargs):
+        job = json.loads(command[-1])
+        is_hybrid = "mamba" in job["config"]["layer_types"]
+        if not is_hybrid and job["tokens"] == 20:
+            raise subprocess.TimeoutExpired(command, timeout)
+        if is_hybrid and job["tokens"] == 30:
+            return subprocess.CompletedProcess(command, -9, "", "")
+        out = f"words\n{json.dumps({'seconds': [2.0, 1.0, 4.0], 'peak': 5, 'resident': 6})}\n"
+        return subprocess.CompletedProcess(command, 0, out, "")
+
+    monkeypatch.setattr(context_lengths.subprocess, "run", run)
+    found = bench(task="lengths", **SIZES, lengths=(10, 20, 30, 40), limit=7)
+    assert [(p.model, p.tokens, p.status) for p in found.rows] == [
+        ("hybrid", 10, "ok"), ("transformer", 10, "ok"),
+        ("hybrid", 20, "ok"), ("transformer", 20, "over the limit of 7 s"),
+        ("hybrid", 30, "killed by the system, out of memory"),
+        ("transformer", 30, "skipped: 20 tokens were over the limit of 7 s"),
+        ("hybrid", 40, "skipped: 30 tokens were killed by the system, out of memory"),
+        ("transformer", 40, "skipped: 20 tokens were over the limit of 7 s"),
+    ]  # fmt: skip
+    assert found.rows[0][3:] == ((2.0, 1.0, 4.0), 3, 5.0, 1.0, 5, 6) and found.rows[2].ratio is None
+    speed, memory = list_panels(found)
+    assert [c.label for c in speed[1]] == [
+        "hybrid (from 30 tokens on: killed by the system, out of memory)",
+        "transformer (from 20 tokens on: over the limit of 7 s)",
+    ]
+    assert (speed[1][0].x, speed[1][0].y, speed[1][0].spread) == ([10, 20], [5.0, 10.0], [(2.5, 5.0), (5.0, 10.0)])
+    assert memory[1][1].y == [5 / 2**20]
+
+
+def test_a_limit_ends_the_process():
+    point = context_lengths.measure_apart("hybrid", preset("tiny"), 131_072, 1, 0.05)
+    assert point == Point("hybrid", 131_072, "over the limit of 0.05 s")
+
+
+def test_a_process_that_fails_says_why(monkeypatch):
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "attention=no")
+    with pytest.raises(SystemFault, match="no backend 'attention=no'"):
+        context_lengths.measure_apart("hybrid", preset("tiny"), 10, 1, 500)
+
+
+def test_lengths_are_not_measured_when_kernels_are_wrong(monkeypatch):
+    honest = context_lengths.read_all
+    monkeypatch.setattr(context_lengths, "measure_apart", None)
+    monkeypatch.setattr(
+        context_lengths, "read_all", lambda model, tokens, segment=None: honest(model, tokens, segment) + bool(segment)
+    )
+    with pytest.raises(GuardError, match="hybrid, 40 tokens: log-probabilities differ by"):
+        bench(task="lengths", **SIZES, lengths=(40, 50))
+
+
+@pytest.mark.parametrize("asked", [None, "attention=reference"])
+def test_attention_of_the_transformer_is_torchs_unless_asked(monkeypatch, asked):
+    monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
+    if asked:
+        monkeypatch.setenv("HYBRIDNA_KERNELS", asked)
+    assert context_lengths.kernels_of("transformer") == (asked or "attention=sdpa")
+    assert context_lengths.kernels_of("hybrid") == (asked or "")
+
+
+# The picture
+
+
+@pytest.mark.parametrize("task", ["embed", "lengths"])
+def test_picture(tmp_path, monkeypatch, task):
+    pytest.importorskip("matplotlib")
+
+    def make_point(name, config, length, *_):
+        seconds = length * (2.0 if name == "hybrid" else 3.0)
+        return Point(name, length, "ok", (seconds, seconds, seconds), 1, length / seconds, None, 2**20, 2**21)
+
+    monkeypatch.setattr(context_lengths, "measure_apart", make_point)
+    from matplotlib.image import imread
+
+    path = tmp_path / "bench.png"
+    bench(task=task, **SIZES, lengths=(40, 20), plot=path, **({"count": 2} if task == "embed" else {}))
+    pixels = imread(path)
+    assert pixels.shape[1] == (832 if task == "embed" else 1664)
+    # Both lines are there: the first two colours of `plots.COLOURS`.
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
+        assert (np.abs(pixels[..., :3] * 255 - colour).max(axis=-1) < 2).sum() > 50
+    with pytest.raises(UsageError, match="exists already"):
+        bench(task=task, **SIZES, lengths=(40,), plot=path)
