@@ -25,7 +25,7 @@ from hybridna_core.task_files import read_labels, save_labelled_model
 from hybridna_core.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ("sequence", "label", "split", "part", "group", "values")
+COLUMNS = ("sequence", "label", "split", "part", "group")
 # Of three groups of promoters one is kept for the oracle; of the generator's, every tenth chooses the step.
 ORACLE, CHOOSING = 3, 10
 # Windows of the assay; what begins behind the border was never read by `base` in its training.
@@ -81,8 +81,7 @@ def read_yeast(path):
             split = "valid" if place // ORACLE % CHOOSING == 0 else "train"
             if row["split"] == "val":
                 part, split = "generator", "test"
-            values = f"{row['expr_complex']},{row['expr_defined']}"
-            yield row["sequence80"], row["label"], split, part, row["group"], values
+            yield row["sequence80"], row["label"], split, part, row["group"], row["expr_complex"], row["expr_defined"]
 
 
 def simulate_human(path):
@@ -99,18 +98,18 @@ def simulate_human(path):
         tested += split == "test"
         # Of what was held out a part is measured in training; the rest stands by as sequences that nobody designed.
         part = "reserve" if split == "test" and tested > MEASURED else "generator"
-        values = ",".join(f"{value:.3f}" for value in row.activity)
-        yield row.sequence, row.label, split, part, f"{row.contig}:{row.start + 1}-{row.end}", values
+        values = (f"{value:.3f}" for value in row.activity)
+        yield row.sequence, row.label, split, part, f"{row.contig}:{row.start + 1}-{row.end}", *values
 
 
-def write_table(path, rows):
-    """Write rows for the generator, and all others beside them as NAME.other.tsv."""
+def write_table(path, digits, rows):
+    """Write rows for the generator, and all others beside them as NAME.other.tsv. digits: names of the activities"""
     rows = list(rows)
     for name, wanted in ((path, True), (path.with_suffix(".other.tsv"), False)):
         temporary = name.with_suffix(".part")
         with open(temporary, "w", newline="") as handle:
             writer = csv.writer(handle, delimiter="\t", lineterminator="\n")
-            writer.writerow(COLUMNS)
+            writer.writerow((*COLUMNS, *digits))
             writer.writerows(row for row in rows if (row[3] == "generator") == wanted)
         temporary.replace(name)
 
@@ -191,7 +190,7 @@ def main(argv=None):
         table = options.out / recipe.table
         if not table.exists():
             is_yeast = recipe.name == "yeast-promoters"
-            write_table(table, read_yeast(options.yeast) if is_yeast else simulate_human(options.genome))
+            write_table(table, recipe.digits, read_yeast(options.yeast) if is_yeast else simulate_human(options.genome))
         if options.tables:
             continue
         finetune(recipe, table, options.out / recipe.name)
