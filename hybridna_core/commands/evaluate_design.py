@@ -82,7 +82,7 @@ class DesignEvaluation(NamedTuple):
     model_sha256: str | None
     outputs: tuple
     rows: tuple
-    output: str
+    output: str | None
     seconds: float
 
     def to_dict(self):
@@ -160,7 +160,8 @@ def evaluate_design(
     write_report(sequences, *list_sequences(groups, readings, judge.outputs), force)
     return DesignEvaluation(
         len(items), len(truth), len(labels), judge.name, judge.digest, generator and generator.name,
-        generator and generator.digest, judge.outputs, tuple(rows), str(output), time.monotonic() - started,
+        generator and generator.digest, judge.outputs, tuple(rows), None if output is None else str(output),
+        time.monotonic() - started,
     )  # fmt: skip
 
 
