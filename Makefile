@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench bench-train bench-score bench-embed bench-beam bench-lengths heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
+.PHONY: demo test lint docs examples bench bench-train bench-score bench-embed bench-beam bench-lengths heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -102,6 +102,17 @@ YEAST ?= genomes/fungi/scerevisiae_r64.fa.gz
 YEAST_GFF ?= annotation/scerevisiae_r64.gff3.gz
 embeddings: .venv/bin/pytest
 	.venv/bin/python docs/draw_embeddings.py --fasta $(YEAST) --gff $(YEAST_GFF) --scratch $(SCRATCH)/embeddings
+
+# Of `label-models`: human chromosome 20 and the table of yeast promoters; an hour of one core. `designs` judges what they draw.
+HUMAN ?= genomes/mammalian/human_grch37_chr20_7.39mb.fa.gz
+PROMOTERS ?= reglm/yeast_promoters_train_val.tsv.gz
+LABELS = --genome $(HUMAN) --yeast $(PROMOTERS) --out $(SCRATCH)/labels --bundled hybridna_core/bundled
+label-models: .venv/bin/hybridna
+	.venv/bin/python docs/make_label_models.py --only human-enhancers-demo $(LABELS)
+	.venv/bin/python docs/make_label_models.py --only yeast-promoters --blind $(LABELS)
+
+designs: .venv/bin/hybridna
+	.venv/bin/python docs/judge_label_models.py --out $(SCRATCH)/labels
 
 # Beams of 256 x 80 and 2,500 x 200 bases beside reading all again, and beside transformers.
 beams: .venv/bin/pytest
