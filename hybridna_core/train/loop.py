@@ -60,12 +60,13 @@ def stack_weights(windows, bos):
     return weights if bos is None else F.pad(weights, (1, 0))
 
 
-def loss_sum(model, tokens, weights=None, precision="fp32"):
-    """Sum the negative log-probability (nats, whole vocabulary) of every A, C, G, T after the first token.
+def loss_sum(model, tokens, weights=None, precision="fp32", bases_alone=False):
+    """Sum the negative log-probability (nats) of every A, C, G, T after the first token.
 
     tokens     (batch, n) int64
     weights    (batch, n) float32, what each base's loss is multiplied by, or None
     precision  bf16: matrix products in bfloat16; norms, the recurrence, softmax, head and loss in float32
+    bases_alone  probabilities over A, C, G, T, as scores and generation have them, not over the whole vocabulary
     returns    the sum and the number of bases in it, each counted as its weight
     """
     # On CPU the products alone are rounded, by `bf16_products`.
@@ -74,6 +75,8 @@ def loss_sum(model, tokens, weights=None, precision="fp32"):
         hidden, _ = model(tokens[:, :-1])
     target = tokens[:, 1:].masked_fill(~is_counted(tokens), -100).flatten()
     logits = model.head(hidden.to(model.dtype)).flatten(0, 1)
+    if bases_alone:
+        logits, target = logits[:, A : T + 1], torch.where(target < 0, target, target - A)
     if weights is None:
         total = F.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
     else:

@@ -4,6 +4,7 @@ network, rows, targets, TuneConfig -> Predictor | wider network -> fit -> measur
 """
 
 import copy
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from hybridna_core.task_metrics import choose_metric, measure
 from hybridna_core.tokenizer import LabelPosition
 from hybridna_core.train.features import cached_features
 from hybridna_core.train.fit import fit
+from hybridna_core.train.loop import loss_sum
 from hybridna_core.train.tuning import Tuning, balance, examine_bases, examine_head, make_loss
 
 
@@ -177,9 +179,12 @@ def tune_labels(model, config, positions, sets, folder, fingerprint, *, seed=0, 
     for block in wider.model.layers:
         block.recompute = config.checkpoint_activations
     examine = examine_bases(rows["valid"], config.batch_size, precision) if "valid" in sets else None
+    # Over the whole vocabulary the head's new rows, drawn at random, would have to be learned away first: a hundred
+    # steps that do the network harm, for tokens that are never generated.
     tuning = Tuning(
         rows["train"], epochs=config.epochs, batch_size=config.batch_size, seed=seed, examine=examine,
-        metric=choose_metric("generation", config.metric), patience=config.patience,
+        loss=functools.partial(loss_sum, bases_alone=True), metric=choose_metric("generation", config.metric),
+        patience=config.patience,
     )  # fmt: skip
     origin = model.name, sum(p.numel() for p in model.parameters())
     position = _fit(wider, tuning, config, origin, folder, fingerprint, precision, progress)

@@ -42,7 +42,7 @@ class Tuning:
         self.rows, self.targets, self.loss, self.count = rows, targets, loss, count
         self.batch_size, self.seed, self.examine = min(batch_size, len(rows)), seed, examine
         self.metric, self.patience, self.best = metric, patience, None
-        self.unit = "bits/base" if loss is None else "bits/label"
+        self.unit = "bits/base" if targets is None else "bits/label"
         self.epoch_steps = -(-len(rows) // self.batch_size)
         self.ends = np.array([epochs * self.epoch_steps])
         self.lengths = np.array([len(row) for row in rows])

@@ -24,10 +24,10 @@ from hybridna_core.config import read_json
 from hybridna_core.errors import DataError, ModelError, Stopped, UsageError
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.model.labels import add_labels, label_posterior, label_tokens
-from hybridna_core.model.likelihood import logits
+from hybridna_core.model.likelihood import logits, read
 from hybridna_core.model.readout import HeadConfig, Predictor, pad_rows
 from hybridna_core.task_files import load_predictor, read_labels
-from hybridna_core.tokenizer import LabelPosition
+from hybridna_core.tokenizer import BOS, LabelPosition, encode
 from hybridna_core.train import loop
 from hybridna_core.train.fit import fit
 from hybridna_core.train.loop import count_bases, loss_sum
@@ -441,3 +441,16 @@ def test_a_model_that_is_given_stays_as_it_is(base, task):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(p.requires_grad for p in model.parameters())
     Predictor(model, HeadConfig(SMALL.hidden_size, 2))
+
+
+def test_the_loss_after_labels_is_that_of_scores():
+    """Over A, C, G, T: the head's rows of labels and special tokens get no gradient."""
+    model = random_model(labels=[LabelPosition("x", 2)]).requires_grad_(True)
+    tokens = torch.tensor([[BOS, 13, *encode("ACGTTGCAN").tolist()], [BOS, 12, *encode("TTGCAACGG").tolist()]])
+    total, count = loss_sum(model, tokens, bases_alone=True)
+    found, _ = read(model, tokens)
+    assert count == 17 and float(total) == pytest.approx(-float(found[:, 2:].nansum()), rel=1e-5)
+    assert float(loss_sum(model, tokens)[0]) > float(total) + 1
+    total.backward()
+    rows = model.lm_head.weight.grad.abs().sum(dim=1)
+    assert (rows[7:11] > 0).all() and not rows[:7].any() and not rows[11:].any()
