@@ -277,6 +277,7 @@ def draw(found, path):
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.set_yticks(range(len(names)), SCORES.values() if place == 0 else [""] * len(names), fontsize=8)
             axes.set_xlabel(column.heading, fontsize=8)
+            axes.locator_params(axis="x", nbins=5)
             axes.tick_params(axis="x", labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)
             if row == 0:

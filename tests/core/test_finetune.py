@@ -449,8 +449,8 @@ def test_the_loss_after_labels_is_that_of_scores():
     tokens = torch.tensor([[BOS, 13, *encode("ACGTTGCAN").tolist()], [BOS, 12, *encode("TTGCAACGG").tolist()]])
     total, count = loss_sum(model, tokens, bases_alone=True)
     found, _ = read(model, tokens)
-    assert count == 17 and float(total) == pytest.approx(-float(found[:, 2:].nansum()), rel=1e-5)
-    assert float(loss_sum(model, tokens)[0]) > float(total) + 1
+    assert count == 17 and total.item() == pytest.approx(-float(found[:, 2:].nansum()), rel=1e-5)
+    assert loss_sum(model, tokens)[0].item() > total.item() + 1
     total.backward()
     rows = model.lm_head.weight.grad.abs().sum(dim=1)
     assert (rows[7:11] > 0).all() and not rows[:7].any() and not rows[11:].any()
