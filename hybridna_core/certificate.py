@@ -115,15 +115,15 @@ def certify(name, designs, constraints, reference, how):
 
 
 def read_certificates(lines):
-    """Yield the Certificate of each record of a FASTA of ours; values stay text."""
+    """Yield the Certificate of each record of a FASTA; values stay text, and words without `=` are left out."""
     head, parts = None, []
     for line in itertools.chain(lines, [">"]):
         if not line.startswith(">"):
             parts.append(line.strip())
             continue
         if head is not None:
-            name, *words = head.split()
-            yield Certificate(name, "".join(parts), dict(word.split("=", 1) for word in words))
+            name, *words = head.split() or [""]
+            yield Certificate(name, "".join(parts), dict(word.split("=", 1) for word in words if "=" in word))
         head, parts = line[1:], []
 
 

@@ -54,13 +54,16 @@ def _no_part(path):
 
 def copy_lines(path, handle, is_first):
     """Append the rows of a TSV to another, with their header if they are the first; return how many there were."""
-    count = -1
     with open(path, "rb") as source:
         source.readline()
+        header = source.readline()
+        if is_first:
+            handle.write(header)
+        count = 0 if header.endswith(b"\n") else -1
         for line in source:
-            count += 1
-            if count or is_first:
-                handle.write(line)
+            handle.write(line)
+            # A row whose end is missing is none.
+            count += line.endswith(b"\n")
     return count
 
 
@@ -101,10 +104,19 @@ def _open_npy(path):
     with open(keys_beside(path), encoding="utf-8", errors="surrogateescape", newline="\n") as keys:
         line, names = keys.readline().rstrip("\n"), keys.readline().rstrip("\n").split("\t")
 
+        def read_keys():
+            line = keys.readline()
+            cells = line.rstrip("\n").split("\t")
+            if not line.endswith("\n") or len(cells) != len(names):
+                raise ValueError(f"{keys.name} is cut")
+            return cells
+
         def rows():
             for start in range(0, len(numbers), ROWS):
                 block = numbers[start : start + ROWS]
-                yield [keys.readline().rstrip("\n").split("\t") for _ in block], block
+                yield [read_keys() for _ in block], block
+            if keys.read(1):
+                raise ValueError(f"{keys.name} has more lines than there are vectors")
 
         yield line, names, [f"layer_{i}" for i in range(numbers.shape[1])], numbers.shape[2], numbers.dtype, {}, rows()
 

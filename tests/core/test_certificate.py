@@ -103,6 +103,13 @@ def test_a_single_design_has_no_neighbour():
     )
 
 
+def test_words_that_are_no_fields_are_left_out():
+    lines = [">a some words label=44 gc=0.5 x=1=2\n", "AC\n", "GT\n", ">\n", "TT\n", ">b\n", "GG\n"]
+    assert [tuple(one) for one in read_certificates(lines)] == [
+        ("a", "ACGT", {"label": "44", "gc": "0.5", "x": "1=2"}), ("", "TT", {}), ("b", "GG", {}),
+    ]  # fmt: skip
+
+
 def test_a_design_that_breaks_a_constraint_stops_the_run():
     with pytest.raises(GuardError, match="x_1: does not satisfy --forbid"):
         certify("x", [Design("GGAATTCC", -3.0, 0.5, None, 0)], parse_constraints(forbid="EcoRI"), None, {})

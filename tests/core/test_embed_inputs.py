@@ -326,6 +326,23 @@ def test_merged_parts_are_the_whole(tmp_path, fasta, suffix):
         merge(parts, tmp_path / ("p.npz" if suffix != ".npz" else "p.h5"))
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".tsv"])
+def test_a_part_whose_last_row_is_cut_is_refused(tmp_path, fasta, suffix):
+    path, parts = bed(tmp_path, 6), [str(tmp_path / f"{i}{suffix}") for i in (1, 2)]
+    for i, part in enumerate(parts, start=1):
+        embed(path, fasta, part, model=MODEL, shard=f"{i}/2")
+    text = tmp_path / "1.tsv"
+    whole = text.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for left in (whole[:-1], whole[:-8], b"".join(lines[:-1]), whole + lines[-1]):
+        text.write_bytes(left)
+        with pytest.raises(DataError, match=r"holds \d rows, \d are due|1\.tsv (is cut|has more lines)"):
+            merge(parts, tmp_path / f"o{suffix}")
+        assert not (tmp_path / f"o{suffix}").exists()
+    text.write_bytes(whole)
+    assert merge(parts, tmp_path / f"o{suffix}").lines == 6
+
+
 @pytest.mark.parametrize("kind", ["bed", "fasta", "vcf"])
 def test_shards_hold_the_rows_of_the_whole(tmp_path, fasta, kind):
     paths = {
