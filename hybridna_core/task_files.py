@@ -187,6 +187,11 @@ def digest_weights(model):
     return found.hexdigest()
 
 
+def identify(model):
+    """Return what tells a model's weights apart: the digest that it was loaded with, or of those that it holds."""
+    return model.digest or digest_weights(model)
+
+
 def _spell(table):
     return json.dumps(table, indent=2) + "\n"
 

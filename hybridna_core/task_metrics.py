@@ -139,7 +139,7 @@ def _mean(values):
 # --- One measure, and how sure it is ---------------------------------------------------------------------------------
 
 
-def measure_one(task, metric, truth, outputs):
+def measure_one(task, metric, truth, outputs, scale=None):
     """Measure one thing alone, as `measure` does but without the rest, for bootstraps; NaN where it is not defined."""
     truth, outputs = np.asarray(truth), np.asarray(outputs, dtype=np.float64)
     if task == "classification" and metric in COUNTED:
@@ -154,19 +154,20 @@ def measure_one(task, metric, truth, outputs):
         return _log_loss(truth, probabilities(task, outputs))
     if metric == "pearson":
         return _mean(_correlation(t, o) for t, o in zip(truth.T, outputs.T, strict=True))
-    return measure(task, truth, outputs)[metric]
+    return measure(task, truth, outputs, scale)[metric]
 
 
-def interval(task, metric, truth, outputs, *, draws=1000, level=0.95, seed=0):
+def interval(task, metric, truth, outputs, scale=None, *, draws=1000, level=0.95, seed=0):
     """Return the bounds of a bootstrap interval of a measure, rows being drawn; NaN where it is not defined.
 
     outputs  list of (n, k), of one training each: what is drawn is their mean
+    scale    as in `measure`
     """
     truth, random, found = np.asarray(truth), np.random.default_rng(seed), []
     # A hundred draws tell the bounds of many rows and labels well enough.
     for _ in range(draws if truth.size < LARGE else max(1, draws // 10)):
         drawn = random.integers(len(truth), size=len(truth))
-        found.append(np.mean([measure_one(task, metric, truth[drawn], one[drawn]) for one in outputs]))
+        found.append(np.mean([measure_one(task, metric, truth[drawn], one[drawn], scale) for one in outputs]))
     found = [value for value in found if value == value]
     if not found:
         return float("nan"), float("nan")

@@ -57,6 +57,11 @@ class Store:
         self.trained += 1
         return record, outputs
 
+    def name_model(self, name, digest):
+        """Return what a model is called in the table: its name, with its digest where another one is called so."""
+        others = {row.get("model_sha256") for row in self.rows() if row["model"] == name} - {None, digest}
+        return f"{name}:{digest[:12]}" if others else name
+
     def add(self, row):
         """Keep a row of the table; one of the same task, model, method and metric is replaced."""
         key = "\n".join(str(row[name]) for name in ("task", "model", "method", "metric"))

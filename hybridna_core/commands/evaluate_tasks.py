@@ -26,6 +26,7 @@ from hybridna_core.model.heads import check_echo, longest_input
 from hybridna_core.model.readout import HeadConfig, Predictor
 from hybridna_core.scoring import is_name
 from hybridna_core.sequence_baselines import run_baselines
+from hybridna_core.task_files import identify
 from hybridna_core.task_metrics import choose_metric, interval, is_better, measure_one
 from hybridna_core.task_report import BASELINE, compare_groups, explain_nothing, write_results
 from hybridna_core.task_store import Store
@@ -134,11 +135,17 @@ def evaluate_tasks(
         if plan.echoes != (None,):
             raise UsageError("is for models that read from left to right", where="--echo", hint="leave it out for hf:")
         given["freeze"] = True
+    # GUE's settings go by the last folders, which the user may have named himself.
+    places = {name: path.resolve().as_posix() if benchmark == "gue" else name for name, path in found.items()}
+    protocols = {name: read_protocol(benchmark, place)._replace(**given) for name, place in places.items()}
+    if (isinstance(loaded, Peer) or benchmark == "lrb") and any(one.head == "cnn" for one in protocols.values()):
+        what = "the cnn head reads every base's vector, and here there is one of each sequence"
+        raise UsageError(what, where="--head", hint="give --head linear or mlp")
     shared, mine = 0, []
     genome = None if fasta_ref is None else open_genome(fasta_ref, **reading)
     try:
         for number, (name, path) in enumerate(found.items()):
-            protocol = read_protocol(benchmark, name)._replace(**given)
+            protocol = protocols[name]
             note = f"{name}, {number + 1} of {len(found)}"
             told = None if progress is None else lambda d, t=None, note="", n=note: progress(d, t, note=f"{n} {note}")
             runner = Runner(store, loaded, protocol, plan, precision, device, told)
@@ -228,7 +235,8 @@ class Runner:
     def __init__(self, store, model, protocol, plan, precision, device, progress):
         self.store, self.model, self.protocol, self.plan, self.progress = store, model, protocol, plan, progress
         self.device = choose_device(device)
-        self.precision = precision
+        self.precision, self.digest = precision, identify(model)
+        self.name = store.name_model(model.name, self.digest)
 
     def run(self, one, baselines):
         """Yield the rows of a task of sequences: baselines, then every reading with every echo."""
@@ -261,7 +269,8 @@ class Runner:
         protocol = self.protocol
         return {
             "benchmark": self.store.benchmark, "group": protocol.group, "group_size": protocol.group_size,
-            "task": one.name, "model": self.model.name, "method": "", "metric": one.metric, "test": None, "sd": None,
+            "task": one.name, "model": self.name, "model_sha256": self.digest, "method": "", "metric": one.metric,
+            "test": None, "sd": None,
             "low": None, "high": None, "valid": None, "seeds": None, "lr": None, "epochs": None,
             **{f"{name}_rows": len(one.rows.get(name, ())) for name in ("train", "valid", "test")},
             "shared": one.shared, "seconds": None, "chosen": "", "why": "",
@@ -290,14 +299,14 @@ class Runner:
 
     def measure(self, one, valid, test):
         """Measure outputs of the same task: their mean, its spread and interval, and why there is none."""
-        kind, scale = one.scheme.task, one.targets
-        values = [measure_one(kind, one.metric, scale["test"], outputs) for outputs in test]
-        dev = [measure_one(kind, one.metric, scale["valid"], outputs) for outputs in valid]
+        kind, truth, scale = one.scheme.task, one.targets, one.scheme.sd
+        values = [measure_one(kind, one.metric, truth["test"], outputs, scale) for outputs in test]
+        dev = [measure_one(kind, one.metric, truth["valid"], outputs, scale) for outputs in valid]
         if not all(np.isfinite(outputs).all() for outputs in test):
             return {"why": "outputs are not finite"}
         if not np.isfinite(values).all():
-            return {"why": explain_nothing(kind, scale["test"], test[0])}
-        low, high = interval(kind, one.metric, scale["test"], test)
+            return {"why": explain_nothing(kind, truth["test"], test[0])}
+        low, high = interval(kind, one.metric, truth["test"], test, scale)
         return {
             "test": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "low": low, "high": high, "valid": float(np.mean(dev)) if np.isfinite(dev).all() else None,
@@ -306,13 +315,13 @@ class Runner:
 
     def choose(self, one, method, train):
         """Try the rates with the first seed, go on with the best one, and return the row of the table."""
-        plan, tried = self.plan, []
+        plan, tried, has_ended = self.plan, [], False
         rates = plan.rates or (self.protocol.lr,)
         has_trial = len(rates) > 1 and (plan.trial_rows is not None or plan.trial_epochs is not None)
         best = None
         for rate in rates if len(rates) > 1 else ():
-            record, _ = train(rate, plan.seed, has_trial)
-            value = record["valid"]
+            record, outputs = train(rate, plan.seed, has_trial)
+            value, has_ended = record["valid"], has_ended or bool(outputs)
             tried.append(f"{rate:g}: {value:.3f}" if value is not None else f"{rate:g}: no")
             if value is not None and (best is None or is_better(one.metric, value, best[0])):
                 best = (value, rate)
@@ -320,9 +329,11 @@ class Runner:
         chosen = f"lr of {'; '.join(tried)}" if tried else ""
         row = {**self.blank(one), "method": method, "chosen": chosen}
         if len(rates) > 1 and best is None:
-            return self.store.add({**row, "why": "no rate came to an end"})
+            why = f"the validation rows have no {one.metric} to choose a rate by"
+            return self.store.add({**row, "why": why if has_ended else "no rate came to an end"})
         done = [train(rate, seed, False) for seed in range(plan.seed, plan.seed + plan.seeds)]
-        if any(record["valid"] is None for record, _ in done):
+        # A measure that the validation rows do not have is no reason to leave the test rows out.
+        if not all(outputs for _, outputs in done):
             return self.store.add({**row, "why": "training stopped by a guard"})
         measured = self.measure(
             one, [outputs["valid"] for _, outputs in done], [outputs["test"] for _, outputs in done]
@@ -337,7 +348,7 @@ class Runner:
         if not isinstance(self.model, Peer):
             predictor = Predictor(self.model, HeadConfig(self.model.config.hidden_size, 1, reading=reading))
             return cached_features(predictor, sequences, folder, self.progress)
-        key = hashlib.sha256(repr((self.model.digest, reading, sequences)).encode()).hexdigest()[:32]
+        key = hashlib.sha256(repr((self.digest, reading, sequences)).encode()).hexdigest()[:32]
         path = folder / f"features-{key}.npy"
         if not path.is_file():
             found = self.model.embed(sequences, reading, progress=self.progress)
@@ -371,7 +382,7 @@ class Runner:
             numbers = np.sort(np.random.default_rng(seed).permutation(count)[: self.plan.trial_rows])
         config = self.configure(one, reading, echo, rate, trial, len(numbers))
         facts = {
-            "data": one.digest, "model": self.model.digest, "seed": seed, "rows": len(numbers),
+            "data": one.digest, "model": self.digest, "seed": seed, "rows": len(numbers),
             "device": self.device.type, "trial": trial, **dataclasses.asdict(config),
         }  # fmt: skip
 

@@ -14,9 +14,10 @@ from hybridna_core.data.benchmarks import VALID_SHARE, read_variant_table
 from hybridna_core.data.inputs import warn
 from hybridna_core.data.labelled import UNUSABLE_LIMIT, Row, Scheme
 from hybridna_core.data.variants import Allele, Piece, Variant
-from hybridna_core.errors import DataError
+from hybridna_core.errors import DataError, UsageError
 from hybridna_core.hf_peer import Peer
 from hybridna_core.scoring import Scorer, make_plan
+from hybridna_core.task_files import identify
 from hybridna_core.task_metrics import interval, measure_one
 from hybridna_core.tokenizer import encode
 
@@ -90,6 +91,8 @@ class VariantTask:
             chosen = np.sort(np.random.default_rng(0).permutation(len(train))[:limit])
             self.variants["train"] = [train[i] for i in chosen]
         self._hold_out()
+        if not self.variants["test"]:
+            raise DataError("no row is for the test", where=path)
         facts = repr((self.window, self.variants, [genome.digest(c) for c in sorted(self._contigs())]))
         self.digest = hashlib.sha256(facts.encode()).hexdigest()
         self.rows = self.variants
@@ -106,6 +109,8 @@ class VariantTask:
         for one in train:
             number = int.from_bytes(hashlib.sha256(f"{one.contig}:{one.pos}".encode()).digest()[:4], "big")
             kept["valid" if number < VALID_SHARE * 2**32 else "train"].append(one)
+        if not all(kept.values()):
+            raise DataError(f"{len(train):,} rows are too few to hold some out", where=self.name)
         self.variants |= kept
 
     def zero_shot(self, store, progress):
@@ -117,7 +122,7 @@ class VariantTask:
         if isinstance(self.model, Peer):
             return []
         variants = self.variants["test"]
-        plan = make_plan(self.model.config, min(self.window, self.model.config.bases_at_once), None, 1)
+        plan = make_plan(self.model.config, self.window, None, 1)
 
         def make(_):
             begun, found = time.monotonic(), []
@@ -131,7 +136,7 @@ class VariantTask:
                     progress(number + 1, len(variants), note="zero-shot")
             return {"seconds": time.monotonic() - begun}, {"llr": np.array(found)}
 
-        facts = {"what": "zero-shot", "data": self.digest, "model": self.model.digest, "plan": list(plan)}
+        facts = {"what": "zero-shot", "data": self.digest, "model": identify(self.model), "plan": list(plan)}
         record, outputs = store.unit(facts, make)
         llr, labels = outputs["llr"], np.array([one.label for one in variants])
         known = np.isfinite(llr)
@@ -160,6 +165,10 @@ class VariantTask:
             raise DataError("one class only in the training rows", where=self.name)
         tissues = sorted({one.tissue for one in self.variants["train"]} - {""})
         pairs = {part: [self._windows(one) for one in some] for part, some in self.variants.items()}
+        longest = max(max(map(len, pair)) for some in pairs.values() for pair in some)
+        if not isinstance(self.model, Peer) and longest > self.model.config.bases_at_once:
+            what = f"{longest:,} bases with the longest allele, this model reads {self.model.config.bases_at_once:,}"
+            raise UsageError(what, where="--window", hint="give fewer")
         columns = {
             part: np.array([[one.tissue == tissue for tissue in tissues] for one in some], np.float32).reshape(
                 len(some), len(tissues)

@@ -43,7 +43,7 @@ from hybridna_core.errors import DataError, UsageError, nearest
 from hybridna_core.memory import keep_freed_memory
 from hybridna_core.model.heads import longest_input
 from hybridna_core.scoring import is_name, name_model, read_config
-from hybridna_core.task_files import save_adapter, save_labelled_model, save_predictor
+from hybridna_core.task_files import identify, save_adapter, save_labelled_model, save_predictor
 from hybridna_core.task_metrics import choose_metric, is_better
 from hybridna_core.tune_config import TuneConfig
 
@@ -123,7 +123,6 @@ def finetune(
     shared = _find_shared(rows, tables, strict)
     if "valid" not in rows:
         warn("no-valid", "no validation rows: the last step's weights are kept, not the best")
-    folder = Path(f"{output}.runs") if output is not None else Path(temporary_folder())
     precision = choose_precision(config.precision, choose_device(device))
     steps = config.epochs * -(-len(rows["train"]) // min(config.batch_size, len(rows["train"])))
     summary = FinetuneSummary(
@@ -138,6 +137,7 @@ def finetune(
     fingerprint = fingerprint_run(config, scheme, rows, precision, model, label_names)
     rate = config.choose_rate(sum(p.numel() for p in model.parameters()))
     found, best, metric = [], None, choose_metric(task, config.metric)
+    folder = Path(f"{output}.runs") if output is not None else Path(temporary_folder())
     try:
         for number in range(seed, seed + seeds):
             here = folder / f"seed-{number}"
@@ -157,6 +157,8 @@ def finetune(
             if best is None or is_better(metric, value, best[0]):
                 best = (value, tuned.model, number)
         measures, sd = _average(found)
+        if "valid" in rows and f"valid_{metric}" not in measures:
+            warn("no-measure", f"{tables['valid'].path}: these rows have no {metric}: the last step's weights are kept")
         summary = summary._replace(measures=measures, sd=sd, by_seed=tuple(found), lr=rate)
         if output is not None:
             _save(output, best, summary, config, scheme, sets, base, model, folder, adapter_only, unconditional, force)
@@ -280,7 +282,7 @@ def _read_digits(tables, rows):
 def _find_shared(rows, tables, strict):
     """Warn of sequences that stand in training and elsewhere too; raise DataError for them if strict."""
     shared = {}
-    for name in set(rows) - {"train"}:
+    for name in [name for name in rows if name != "train"]:
         count = count_shared(rows["train"], rows[name])
         if not count:
             continue
@@ -303,7 +305,9 @@ def fingerprint_run(config, scheme, rows, precision, model, label_names):
         **dataclasses.asdict(config), "precision": precision, "version": version(), "device": model.device.type,
         "label_names": list(label_names), "columns": list(scheme.columns),
     }  # fmt: skip
-    return {"settings": settings, "data": data.hexdigest()[:32], "model": model.digest}
+    if scheme.task == "generation" and scheme.classes == ("",):
+        settings["unconditional"] = True
+    return {"settings": settings, "data": data.hexdigest()[:32], "model": identify(model)}
 
 
 # --- What it came to -------------------------------------------------------------------------------------------------

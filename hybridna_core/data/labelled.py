@@ -110,6 +110,9 @@ def read_labelled(path, columns=Columns(), *, genome=None, need_labels=True, lon
     else:
         header, lines = _open_table(path)
         table = _read_columns(path, header, lines, columns, genome, need_labels)
+    for row in table.rows:
+        if row.status != "ok":
+            _tell(table, row, longest)
     return mark_rows(table, longest, rna)
 
 
@@ -123,13 +126,16 @@ def find_table(folder, name):
 
 
 def mark_rows(table, longest=None, rna=False):
-    """Return a Table whose rows that cannot be read are marked and warned of; options as in `read_labelled`."""
+    """Return a Table whose rows that cannot be read are marked and warned of; options as in `read_labelled`.
+
+    Of rows that are marked already nothing is said again.
+    """
     rows = [_check(row, longest, rna) for row in table.rows]
     if not rows:
         raise DataError("no row", where=table.path, hint="is it the right file?")
-    for row in rows:
-        if row.status != "ok":
-            warn(row.status, f"{table.where(row)}: {_reason(row, longest)}; marked {row.status}")
+    for before, row in zip(table.rows, rows, strict=True):
+        if before.status == "ok" != row.status:
+            _tell(table, row, longest)
     return table._replace(rows=[row if row.status == "ok" else row._replace(sequence="") for row in rows])
 
 
@@ -290,6 +296,10 @@ def _check(row, longest, rna):
         return row._replace(status="too_long")
     text = row.sequence.upper()
     return row._replace(sequence=text.replace("U", "T") if rna else text)
+
+
+def _tell(table, row, longest):
+    warn(row.status, f"{table.where(row)}: {_reason(row, longest)}; marked {row.status}")
 
 
 def _reason(row, longest):

@@ -12,6 +12,7 @@ import numpy as np
 
 from hybridna_core.errors import DataError
 from hybridna_core.model.readout import read_features
+from hybridna_core.task_files import identify
 
 
 def cached_features(predictor, sequences, folder, progress=None):
@@ -40,7 +41,7 @@ def _key(predictor, sequences):
     """Digest all that a vector depends on: weights, reading, bases."""
     config, model = predictor.config, predictor.backbone
     reading = "every base" if config.is_per_base else config.reading
-    found = hashlib.sha256(repr((model.digest, str(model.dtype), model.device.type, reading, config.echo)).encode())
+    found = hashlib.sha256(repr((identify(model), str(model.dtype), model.device.type, reading, config.echo)).encode())
     for sequence in sequences:
         found.update(f"{sequence}\n".encode())
     return found.hexdigest()[:32]

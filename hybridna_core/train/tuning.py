@@ -112,7 +112,9 @@ class Tuning:
             # Measured again, as the log of it was lost.
             return
         than = None if best is None else float("nan") if best["value"] is None else best["value"]
-        if is_better(self.metric, value, than):
+        # As long as the measure has no meaning, the last weights are kept, as without held-out rows.
+        is_undefined = value != value and (than is None or than != than)
+        if is_undefined or is_better(self.metric, value, than):
             position["best"] = {"step": step, "value": None if value != value else value, "measured": step}
             position["waited"] = 0
             self.best = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}

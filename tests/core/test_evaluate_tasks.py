@@ -161,6 +161,50 @@ def test_e28_what_has_no_value_has_a_reason(base, tmp_path):
     assert "NA (one class in the test rows)" in (tmp_path / "o" / "results.md").read_text()
 
 
+def test_validation_rows_without_the_measure(base, tmp_path):
+    """The last weights are measured on the test rows; a rate cannot be chosen."""
+    task = lay_out_task(tmp_path / "g" / "t", 40, 10, 10)
+    write_table(task / "dev.csv", [(text, "1") for text, _ in draw(8, 9)])
+    plan = {"model": base, "baselines": False, **QUICK, "epochs": 1}
+    one = evaluate_tasks("gue", tmp_path / "g", tmp_path / "o", rates=(1e-2,), **plan).rows[0]
+    assert one["test"] is not None and (one["valid"], one["why"]) == (None, "")
+    two = evaluate_tasks("gue", tmp_path / "g", tmp_path / "o", rates=(1e-2, 1e-3), readings=("last",), **plan).rows[0]
+    assert (two["test"], two["why"]) == (None, "the validation rows have no mcc to choose a rate by")
+
+
+def test_a_row_that_cannot_be_read_is_left_out_and_told_of_once(base, tmp_path, caplog):
+    rows = [*((*row, "train") for row in draw(40, 0)), ("AC-T", "0", "train")]
+    rows += [(*row, name) for name in ("val", "test") for row in draw(10, len(name))]
+    path = write_table(tmp_path / "a.tsv", rows, ("sequence", "label", "split"))
+    summary = evaluate_tasks("table", path, tmp_path / "o", model=base, split_column="split", rates=(1e-2,),
+                             baselines=False, **{**QUICK, "epochs": 1})  # fmt: skip
+    assert summary.rows[0]["train_rows"] == 40 and summary.rows[0]["test"] is not None
+    assert caplog.text.count("a.tsv:42: '-' inside a sequence at position 3; marked bad_letters") == 1
+
+
+def test_two_models_of_one_name_are_two_rows(folder, tmp_path):
+    plan = {"tasks": ("mouse/2",), "rates": (1e-2,), "baselines": False, **QUICK, "epochs": 1}
+    found = []
+    for seed in (1, 2, 1):
+        path = tmp_path / str(seed)
+        path.mkdir(exist_ok=True)
+        model = save_model(path / "model", HybridLM(SMALL, seed=seed), force=True)
+        found.append(evaluate_tasks("gue", folder, tmp_path / "o", model=model, **plan).rows[0]["model"])
+    assert found[0] == found[2] == "model" and found[1].startswith("model:") and len(found[1]) == 18
+    rows = read_table(tmp_path / "o" / "results.tsv")
+    assert sorted(row["model"] for row in rows) == sorted(found[:2])
+    # A model that was never saved is known by what it holds.
+    made = [evaluate_tasks("gue", folder, tmp_path / "p", model=HybridLM(SMALL, seed=seed), **plan) for seed in (3, 4)]
+    assert [one.trained for one in made] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["virus", "virus/covid"])
+def test_settings_go_by_the_folder_that_is_named(base, folder, tmp_path, name):
+    plan = {"model": base, "baselines": False, "rates": (1e-2,), "device": "cpu", "batch_size": 32, "epochs": 1}
+    row = evaluate_tasks("gue", folder / name, tmp_path / "o", **plan).rows[0]
+    assert (row["task"], row["metric"], row["group"]) == ("covid", "f1", "covid variants")
+
+
 def test_a_rate_that_ends_in_nothing_is_left(base, folder, tmp_path, monkeypatch):
     trained = tune.tune_head
 
@@ -185,6 +229,21 @@ def test_regression_tables(base, tmp_path):
     assert set(found) == {"mean", "GC", "one-hot", "k-mers", "fine-tuned, mean"}
     assert found["mean"]["test"] is None and found["mean"]["why"] == "the predictions are all the same"
     assert found["k-mers"]["test"] > 0.95 and found["fine-tuned, mean"]["test"] > 0.5
+
+
+def test_errors_of_numbers_are_in_their_own_unit(base, tmp_path):
+    rows = [(text, 100 + 40 * text.count("A") / len(text)) for text, _ in draw(96, 3)]
+    for name, part in (("train", rows[:64]), ("dev", rows[64:80]), ("test", rows[80:])):
+        write_table(tmp_path / f"{name}.csv", part)
+    options = {"model": base, "task": "regression", "metric": "mse", **QUICK, "epochs": 1}
+    summary = evaluate_tasks("table", tmp_path, tmp_path / "o", rates=(1e-2,), **options)
+    due = finetune(tmp_path, None, lr=1e-2, **options).measures
+    found = {row["method"]: row for row in summary.rows}
+    ours = found["fine-tuned, mean"]
+    assert (ours["test"], ours["valid"]) == pytest.approx((due["test_mse"], due["valid_mse"]), rel=1e-9)
+    assert ours["low"] < ours["test"] < ours["high"]
+    mean = np.mean([value for _, value in rows[:64]])
+    assert found["mean"]["test"] == pytest.approx(np.mean([(value - mean) ** 2 for _, value in rows[80:]]), rel=1e-4)
 
 
 def test_bend_and_lrb(base, tmp_path):
@@ -221,6 +280,17 @@ def test_bend_and_lrb(base, tmp_path):
     assert head["test"] > 0.7 and head["train_rows"] + head["valid_rows"] + head["test_rows"] == len(rows)
     # OMIM has no training rows, and its metric is AUPRC.
     assert not [key for key in found if key[0] == "pathogenic_omim" and not key[1].startswith("zero-shot")]
+    path = lrb / "variant_effect_causal_eqtl" / "All_Tissues.csv"
+    write_table(path, [(*row[:6], "train") for row in rows], header)
+    with pytest.raises(DataError, match=r"All_Tissues\.csv: no row is for the test"):
+        evaluate_tasks("lrb", lrb, tmp_path / "o4", window=8, **plan)
+    short = {**plan, "model": random_model(max_position_embeddings=128)}
+    write_table(path, [*rows, ("chr1", 301, contig[300], contig[300] + "A" * 9, 1, "Lung", "train")], header)
+    for window, words in ((128, "is 128, must be 1 to 127"), (120, "129 bases with the longest allele, .* reads 127")):
+        with pytest.raises(UsageError, match=f"--window: {words}"):
+            evaluate_tasks("lrb", lrb, tmp_path / "o5", window=window, epochs=1, **short)
+    with pytest.raises(UsageError, match="--head: the cnn head reads every base's vector"):
+        evaluate_tasks("lrb", lrb, tmp_path / "o6", head="cnn", **plan)
     wrong = [(*row[:2], "ACGT"["CGTA".index(row[2])], *row[3:]) for row in rows]
     write_table(lrb / "variant_effect_causal_eqtl" / "All_Tissues.csv", wrong, header)
     with pytest.raises(DataError, match="are not those of this genome"):
@@ -291,6 +361,12 @@ def test_other_models_by_the_same_protocol(peer, folder, tmp_path):
         np.testing.assert_allclose(together, alone, atol=1e-5)
     with pytest.raises(UsageError, match="hf:"):
         evaluate_tasks("gue", folder, tmp_path / "o2", echoes=("rc",), **plan)
+    (tmp_path / "bend").mkdir()
+    rows = [("chr1", 0, 30, "train", "0"), ("chr1", 0, 30, "test", "1")]
+    write_table(tmp_path / "bend" / "histone_modification.bed", rows, ("chromosome", "start", "end", "split", "label"))
+    (tmp_path / "g.fa").write_text(">chr1\n" + "ACGT" * 20 + "\n")
+    with pytest.raises(UsageError, match="give --head linear or mlp"):
+        evaluate_tasks("bend", tmp_path / "bend", tmp_path / "o3", model=f"hf:{peer}", fasta_ref=tmp_path / "g.fa")
     with pytest.raises(DataError, match="this model reads 64"):
         one.embed(["ACGT" * 20])
     # BERT's tokenizer gives up on words of over 100 letters.

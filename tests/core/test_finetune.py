@@ -8,6 +8,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -203,6 +205,46 @@ def test_vectors_of_a_frozen_network_are_read_once(base, task, tmp_path, monkeyp
         finetune(task, tmp_path / "c", model=base, freeze=True, cache=tmp_path / "kept", **QUICK)
 
 
+def test_vectors_are_those_of_the_model_that_was_given(task, tmp_path):
+    """... also of one that no folder gave its digest."""
+    options = {"freeze": True, **QUICK, "epochs": 1}
+    for seed in (1, 2):
+        due = finetune(task, model=HybridLM(SMALL, seed=seed), **options).measures
+        assert finetune(task, model=HybridLM(SMALL, seed=seed), cache=tmp_path, **options).measures == due
+
+
+def test_shared_sequences_are_told_of_in_order(tmp_path):
+    """Whatever order a set of names has in a process."""
+    code = (
+        "from hybridna_core.commands.finetune import Row, Table, _find_shared; row = Row('ACGT', ('0',)); "
+        "rows = dict.fromkeys(('train', 'valid', 'test'), [row]); "
+        "print(*_find_shared(rows, dict.fromkeys(rows, Table('t', [row], (), ())), False))"
+    )
+    for seed in ("0", "1", "2"):
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                               env={**os.environ, "PYTHONHASHSEED": seed})  # fmt: skip
+        assert found.stdout.split() == ["shared_valid", "shared_test"]
+
+
+def test_the_last_weights_are_kept_where_the_measure_has_no_meaning(tmp_path):
+    predictor = Predictor(random_model(), HeadConfig(SMALL.hidden_size, 2))
+    predictor.backbone.requires_grad_(False)
+    features = np.random.default_rng(0).normal(size=(8, SMALL.hidden_size)).astype(np.float32)
+    seen = []
+
+    def examine(model, stop):
+        seen.append(model.head.state_dict()["weight"].clone())
+        return {"mcc": math.nan, "loss": 1.0}
+
+    loss, count = make_loss("classification")
+    tuning = Tuning(features, torch.arange(8) % 2, epochs=3, batch_size=4, loss=loss, count=count, examine=examine,
+                    metric="mcc", patience=1)  # fmt: skip
+    run = TuneConfig(freeze=True).loop("toy", 6, tuning.epoch_steps, 1)
+    position = fit(predictor, tuning, run, tmp_path, {"settings": {}, "data": "", "model": ""})
+    assert position["best"] == {"step": 6, "value": None, "measured": 6} and len(seen) == 3
+    assert torch.equal(predictor.head.state_dict()["weight"], seen[2]) and not torch.equal(seen[0], seen[2])
+
+
 def test_the_best_weights_stay_in_the_model(tmp_path):
     """Measures that are made up: the third of four is the best, and a later equal one is not better."""
     predictor = Predictor(random_model(), HeadConfig(SMALL.hidden_size, 2))
@@ -251,6 +293,28 @@ def test_a_stopped_run_goes_on_bit_for_bit(base, task, tmp_path, monkeypatch, op
             assert stopped.exit_code == 143 and not (tmp_path / "stopped" / "out").exists()
     assert stops == (3 if options.get("freeze") else 2)
     assert outcome(tmp_path / "stopped" / "out") == outcome(tmp_path / "whole" / "out")
+
+
+def test_labels_may_not_come_or_go_on_resume(base, task, tmp_path, monkeypatch):
+    def stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return take(*args)
+
+    take, options = loop._take_step, {"model": base, "task": "generation", **QUICK}
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(loop, "_take_step", stop)
+        finetune(task, tmp_path / "out", **options)
+    with pytest.raises(UsageError, match="unconditional changed since the training began"):
+        finetune(task, tmp_path / "out", unconditional=True, **options)
+
+
+def test_nothing_is_left_of_a_training_without_output(base, task, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    finetune(task, model=base, dry_run=True, **QUICK)
+    with pytest.raises(ModelError):
+        finetune(task, model=tmp_path / "absent", **QUICK)
+    finetune(task, model=base, **{**QUICK, "epochs": 1})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_may_not_change_on_resume(base, task, tmp_path, monkeypatch):
