@@ -106,10 +106,12 @@ class Track:
         return released
 
     def _find_excess(self, cluster):
-        if len(cluster) > VARIANTS_LIMIT:
+        # A star under a deletion changes nothing more.
+        count = sum(m.variant is not None or m.reason is not None for m in cluster)
+        if count > VARIANTS_LIMIT:
             return "too_many_variants"
         span = max(m.end for m in cluster) - cluster[0].start
-        return "too_wide" if len(cluster) > 1 and span + self.reach > self.room else None
+        return "too_wide" if count > 1 and span + self.reach > self.room else None
 
     def clusters(self):
         """Return the members in lists of those that stand together, in order."""
@@ -158,7 +160,8 @@ def compare_jointly(variants, genome, window, horizon, stride, room):
 
     variants  in order, without overlap
     room      bases that the model reads at once
-    returns   status (ok, no_change, too_many_n, out_of_range) and the JointReading of each direction that counts a base
+    returns   status (ok, no_change, too_wide, too_many_n, out_of_range) and the JointReading of each direction that
+              counts a base
 
     The stretch begins at the first base that any of them changes, alone or with the others, and ends `horizon` known
     bases after the last such begin, both counted on the reference in reading direction.
@@ -180,7 +183,10 @@ def compare_jointly(variants, genome, window, horizon, stride, room):
         # A variant that alone changes nothing has a score of 0.
         alternatives = [a for a, change in zip(alternatives, changes, strict=True) if change is not None]
         first, last = (pick(c for c in changes if c is not None) for pick in (min, max))
-        before = max(min(window - horizon, room - horizon - (last - first)), 0)
+        # Indels in a repeat differ far from where they are written.
+        if horizon + last - first > room:
+            return "too_wide", []
+        before = min(window - horizon, room - horizon - (last - first))
         counted = horizon + int(np.count_nonzero(reference.ids(first, last) != N))
         found = lay_out_direction(strand, reference, alternatives, first, before + counted, counted, stride)
         unknown |= found is None

@@ -354,6 +354,36 @@ def test_star_under_a_deletion_of_the_same_haplotype(model):
     assert found[1][1] == llr
 
 
+def test_stars_count_for_nothing(model, monkeypatch):
+    """However many stand under a deletion, or if it is wider than what is read at once, it stands alone."""
+    monkeypatch.setattr(haplotypes, "VARIANTS_LIMIT", 3)
+    monkeypatch.setattr(type(model.config), "bases_at_once", 64)
+    deletion = (300, SEQUENCE[299:350], SEQUENCE[299], "1|0")
+    stars = [(p, SEQUENCE[p - 1], f"{other(SEQUENCE[p - 1])},*", "2|0") for p in range(302, 320, 2)]
+    summary = run(write(deletion, *stars), model)
+    llr = lines()[0][7].split(";")[0].removeprefix("HD_LLR=")
+    assert [one[0] for one in values()] == [llr] * 10 and summary.haplotypes["clusters_ok"] == 1
+
+
+@pytest.mark.parametrize("places, outcome", [(128, "too_wide"), (512, "ok")])
+def test_a_repeat_is_not_read_beyond_what_the_model_reads(monkeypatch, places, outcome):
+    """A base of a run of A is taken out: from the left it is the last one that differs, 200 bases on."""
+    text = SEQUENCE[:300] + "A" * 200 + SEQUENCE[300:]
+    Path("ref.fa").write_text(f">chr1\n{text}\n")
+    Path("ref.fa.fai").unlink(missing_ok=True)
+    taken, original = [], scoring.Scorer.compare
+
+    def compare(self, contig, comparison, plan=None):
+        taken.append(len(comparison.prefix) + len(comparison.alternative))
+        return original(self, contig, comparison, plan)
+
+    monkeypatch.setattr(scoring.Scorer, "compare", compare)
+    variants = [(*snv(298), "0|1"), (300, SEQUENCE[299] + "A", SEQUENCE[299], "0|1")]
+    summary = run(write(*variants), random_model(4, max_position_embeddings=places), window=100)
+    assert summary.haplotypes == {"clusters": 1, "clusters_read": 1, f"clusters_{outcome}": 1}
+    assert all(count < places for count in taken) and bool(taken) == (outcome == "ok")
+
+
 def test_base_before_a_deletion_does_not_overlap_it(model):
     pair = [snv(300), (300, SEQUENCE[299:304], SEQUENCE[299])]
     run(write(*((*record, "0|1") for record in pair)), model)
