@@ -14,7 +14,7 @@ from hybridna_core.data.benchmarks import VALID_SHARE, read_variant_table
 from hybridna_core.data.inputs import warn
 from hybridna_core.data.labelled import UNUSABLE_LIMIT, Row, Scheme
 from hybridna_core.data.variants import Allele, Piece, Variant
-from hybridna_core.errors import DataError, UsageError
+from hybridna_core.errors import DataError
 from hybridna_core.hf_peer import Peer
 from hybridna_core.scoring import Scorer, make_plan
 from hybridna_core.task_files import identify
@@ -66,6 +66,10 @@ class VariantTask:
     def __init__(self, name, path, protocol, genome, model, window, limit):
         self.name, self.protocol, self.genome, self.model, self.window = name, protocol, genome, model, window
         self.metric, self.shared = protocol.metric, 0
+        self.room = None if isinstance(model, Peer) else model.config.bases_at_once
+        if self.room is not None and window > self.room:
+            warn("window", f"--window: this model reads {self.room:,} bases at once, not {window:,}; they are taken")
+            self.window = self.room
         self.variants = {"train": [], "valid": [], "test": []}
         missing = 0
         table = read_variant_table(path)
@@ -82,6 +86,9 @@ class VariantTask:
                     "ref_mismatch", f"{path}:{one.line}: {one.contig}:{one.pos} {one.ref} is not what the genome holds"
                 )
                 continue
+            if self._width(one) < 1:
+                what = f"an allele is longer than the {self.room:,} bases that this model reads"
+                raise DataError(what, where=f"{path}:{one.line}", hint="leave it out")
             self.variants[SPLITS[one.split]].append(one._replace(contig=contig))
         if missing > UNUSABLE_LIMIT * len(table):
             what = f"{missing:,} of {len(table):,} variants are not those of this genome"
@@ -93,7 +100,11 @@ class VariantTask:
         self._hold_out()
         if not self.variants["test"]:
             raise DataError("no row is for the test", where=path)
-        facts = repr((self.window, self.variants, [genome.digest(c) for c in sorted(self._contigs())]))
+        facts = [self.window, self.variants, [genome.digest(c) for c in sorted(self._contigs())]]
+        # Windows that the model has cut are none of the table's.
+        if any(self._width(one) < self.window for some in self.variants.values() for one in some):
+            facts.append(self.room)
+        facts = repr(tuple(facts))
         self.digest = hashlib.sha256(facts.encode()).hexdigest()
         self.rows = self.variants
 
@@ -122,7 +133,7 @@ class VariantTask:
         if isinstance(self.model, Peer):
             return []
         variants = self.variants["test"]
-        plan = make_plan(self.model.config, self.window, None, 1)
+        plan = make_plan(self.model.config, min(self.window, self.room), None, 1)
 
         def make(_):
             begun, found = time.monotonic(), []
@@ -165,10 +176,6 @@ class VariantTask:
             raise DataError("one class only in the training rows", where=self.name)
         tissues = sorted({one.tissue for one in self.variants["train"]} - {""})
         pairs = {part: [self._windows(one) for one in some] for part, some in self.variants.items()}
-        longest = max(max(map(len, pair)) for some in pairs.values() for pair in some)
-        if not isinstance(self.model, Peer) and longest > self.model.config.bases_at_once:
-            what = f"{longest:,} bases with the longest allele, this model reads {self.model.config.bases_at_once:,}"
-            raise UsageError(what, where="--window", hint="give fewer")
         columns = {
             part: np.array([[one.tissue == tissue for tissue in tissues] for one in some], np.float32).reshape(
                 len(some), len(tissues)
@@ -189,11 +196,17 @@ class VariantTask:
             self.name, self.protocol, scheme, rows, labels, shared, self.digest, self.metric, pairs, columns
         )
 
+    def _width(self, one):
+        """Return the window of a variant, less what its longer allele would have beyond what the model reads."""
+        if self.room is None:
+            return self.window
+        return min(self.window, self.room + 1 - max(len(one.ref), len(one.alt)))
+
     def _windows(self, one):
         """Return the window of each allele, the variant in the middle; what lies beyond the contig is left out."""
-        start = one.pos - 1
-        first = max(0, start - self.window // 2)
-        last = min(self.genome.contigs[one.contig], start + len(one.ref) + (self.window - 1) // 2)
+        start, width = one.pos - 1, self._width(one)
+        first = max(0, start - width // 2)
+        last = min(self.genome.contigs[one.contig], start + len(one.ref) + (width - 1) // 2)
         left = self.genome.fetch(one.contig, first, start)
         right = self.genome.fetch(one.contig, start + len(one.ref), last)
         return left + one.ref + right, left + one.alt + right

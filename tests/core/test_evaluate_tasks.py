@@ -12,8 +12,11 @@ from hybridna_core.checkpoint import save_model
 from hybridna_core.commands import evaluate_tasks as core
 from hybridna_core.commands.evaluate_predictions import evaluate_predictions
 from hybridna_core.commands.evaluate_tasks import evaluate_tasks
+from hybridna_core.commands.evaluate_variants import VariantTask
 from hybridna_core.commands.finetune import finetune
 from hybridna_core.commands.predict import predict
+from hybridna_core.data.benchmarks import read_protocol
+from hybridna_core.data.genome import open_genome
 from hybridna_core.errors import DataError, GuardError, ModelError, SystemFault, UsageError
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.tokenizer import reverse_complement
@@ -284,17 +287,38 @@ def test_bend_and_lrb(base, tmp_path):
     write_table(path, [(*row[:6], "train") for row in rows], header)
     with pytest.raises(DataError, match=r"All_Tissues\.csv: no row is for the test"):
         evaluate_tasks("lrb", lrb, tmp_path / "o4", window=8, **plan)
-    short = {**plan, "model": random_model(max_position_embeddings=128)}
-    write_table(path, [*rows, ("chr1", 301, contig[300], contig[300] + "A" * 9, 1, "Lung", "train")], header)
-    for window, words in ((128, "is 128, must be 1 to 127"), (120, "129 bases with the longest allele, .* reads 127")):
-        with pytest.raises(UsageError, match=f"--window: {words}"):
-            evaluate_tasks("lrb", lrb, tmp_path / "o5", window=window, epochs=1, **short)
     with pytest.raises(UsageError, match="--head: the cnn head reads every base's vector"):
         evaluate_tasks("lrb", lrb, tmp_path / "o6", head="cnn", **plan)
     wrong = [(*row[:2], "ACGT"["CGTA".index(row[2])], *row[3:]) for row in rows]
     write_table(lrb / "variant_effect_causal_eqtl" / "All_Tissues.csv", wrong, header)
     with pytest.raises(DataError, match="are not those of this genome"):
         evaluate_tasks("lrb", lrb, tmp_path / "o3", **plan)
+
+
+@pytest.mark.parametrize("window, left, right", [(60, 30, 29), (120, 59, 58), (128, 59, 58)])
+def test_windows_fit_what_the_model_reads(tmp_path, caplog, window, left, right):
+    """With the longer allele, of ten bases; 127 are read at once."""
+    contig = "".join(np.random.default_rng(1).choice(list("ACGT"), 400))
+    (tmp_path / "g.fa").write_text(f">chr1\n{contig}\n")
+    longer = contig[200] + "A" * 9
+    rows = [("chr1", 201, contig[200], longer, 1, "train"), ("chr1", 221, contig[220:230], contig[220], 1, "train"),
+            ("chr1", 241, contig[240], "ACGT"["CGTA".index(contig[240])], 0, "valid")]  # fmt: skip
+    rows.append((*rows[-1][:5], "test"))
+    path = write_table(tmp_path / "v.csv", rows, ("CHROM", "POS", "REF", "ALT", "label", "split"))
+    with open_genome(tmp_path / "g.fa") as genome:
+        small = random_model(max_position_embeddings=128)
+        task = VariantTask("x", path, read_protocol("lrb", "causal_eqtl"), genome, small, window, None)
+        pairs = {one.alt: task._windows(one) for some in task.variants.values() for one in some}
+        assert pairs[longer] == (contig[200 - left : 201 + right], contig[200 - left : 200] + longer
+                                 + contig[201 : 201 + right])  # fmt: skip
+        assert max(len(text) for pair in pairs.values() for text in pair) <= 127
+        width = min(window, 127)
+        assert {len(text) for text in pairs[rows[2][3]]} == {width}
+        assert ("this model reads 127 bases at once" in caplog.text) == (window > 127)
+        rows[0] = (*rows[0][:3], "A" * 128, 1, "train")
+        write_table(path, rows, ("CHROM", "POS", "REF", "ALT", "label", "split"))
+        with pytest.raises(DataError, match=r"v\.csv:2: an allele is longer than the 127 bases"):
+            VariantTask("x", path, task.protocol, genome, small, window, None)
 
 
 def test_zero_shot_is_the_score_of_score_variants(tmp_path):
