@@ -146,7 +146,8 @@ def _fit_logistic(task, parts, targets):
         found = []
         for column in columns:
             if len(np.unique(column)) < 2:
-                found.append([np.full((part.shape[0], 1), -20.0) for part in (valid, test)])
+                sure = 20.0 if column[0] else -20.0
+                found.append([np.full((part.shape[0], 1), sure) for part in (valid, test)])
                 continue
             model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
             with warnings.catch_warnings():

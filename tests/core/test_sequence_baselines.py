@@ -76,6 +76,15 @@ def test_regression_and_several_labels():
     assert found["k-mers"].test.shape == (75, 3)
 
 
+def test_a_label_that_every_row_or_none_has():
+    texts = [text for text, _ in draw(30, 0, shortest=12, longest=12)]
+    sequences = {"train": texts, "valid": texts, "test": texts}
+    labels = np.array([[1, 0, i % 2] for i in range(30)], dtype=np.float32)
+    found = simple.run_baselines("multilabel", sequences, dict.fromkeys(sequences, labels), "auroc")
+    for baseline in list(found)[1:]:
+        assert (baseline.test[:, 0] > 10).all() and (baseline.test[:, 1] < -10).all()
+
+
 def test_many_rows_are_drawn_and_many_cells_left_out(monkeypatch):
     monkeypatch.setattr(simple, "ROWS_LIMIT", 20)
     monkeypatch.setattr(simple, "ONE_HOT_CELLS", 10)
