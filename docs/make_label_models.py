@@ -143,7 +143,9 @@ def spell_card(recipe, model, frequencies, record, command, blind):
     fields = {
         "facts": f"{count_parameters(model.config):,} parameters, as `base` but for the tokens of the label.",
         "command": f"hybridna {' '.join(command)}", "train": record["rows"]["train"], "test": record["rows"]["test"],
-        "rows": sum(frequencies.values()), "off": off, "labels": len(frequencies), "lines": ", ".join(LINES),
+        "rows": sum(frequencies.values()), "off": off,
+        "n40": frequencies.get("40", 0), "n04": frequencies.get("04", 0), "labels": len(frequencies),
+        "lines": ", ".join(LINES),
         "noise": NOISE, "bits": test["test_bits_per_base"], "accuracy": test["test_label_accuracy"],
         "commonest": test["test_commonest_label"], "blind": twin,
     }  # fmt: skip
