@@ -25,8 +25,8 @@ YEAST = """
 of the training groups, which the generator has not read; `real` are held-out promoters of groups that neither has
 read, `blind` was drawn by the same training without labels. Activity is log expression in YPD and SC-Ura by the
 oracle. `40` and `04` ask for what nature hardly does (the media agree with r 0.965, and the training has at most one
-sequence of either), so these two rows are guesses and are shown for that. What a label does is the distance of `designs` from `blind`
-towards `real` of the same label.
+sequence of either), so these two rows are guesses and are shown for that. What a label does is the distance of
+`designs` from `blind` towards `real` of the same label.
 """
 HUMAN = """
 ## Simulated enhancers
