@@ -10,6 +10,7 @@ import collections
 import itertools
 import math
 import os
+import threading
 import time
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import torch
 from hybridna_core.checkpoint import read_structure
 from hybridna_core.data.variants import Haplotype, Piece, compare
 from hybridna_core.errors import GuardError, UsageError, nearest
+from hybridna_core.halves import Halves
 from hybridna_core.model.likelihood import read
 from hybridna_core.tokenizer import N
 
@@ -99,17 +101,20 @@ class Scorer:
     tokens       read so far
 
     What is read together is laid out by the place alone, one row per pass, so that a score depends on nothing but its
-    variant. Without a model nothing is read but all is counted, and scores are 0.
+    variant. On a CPU with several threads the two directions are read at once, each with half of them. Without a model
+    nothing is read but all is counted, and scores are 0.
     """
 
-    KEPT = 4
+    # Passes that are kept for each direction.
+    KEPT = 2
 
     def __init__(self, model, genome, plan, config=None, distance=None, calibration=None):
         self.model, self.genome, self.plan, self.distance, self.tokens = model, genome, plan, distance, 0
         self.calibration = calibration
         bos = (config or model.config).bos_token_id
         self.opening = np.array([] if bos is None else [bos], dtype=np.int64)
-        self.passes = collections.OrderedDict()
+        self.passes = {strand: collections.OrderedDict() for strand in "+-"}
+        self.lock, self.halves, self.is_warm = threading.Lock(), None, False
 
     def score(self, allele):
         """Return the Score of an Allele; raise GuardError when the model gives no finite number."""
@@ -119,7 +124,7 @@ class Scorer:
         status, comparisons = compare(variant, self.genome, *self.plan)
         if status != "ok":
             return Score(status)
-        found = {c.strand: self._compare(variant.contig, c) for c in comparisons}
+        found = self._compare_all(variant.contig, comparisons)
         values = {strand: variant.sign * value for strand, (value, _) in found.items()}
         llr = math.fsum(values.values()) / len(values)
         distance = None
@@ -137,6 +142,23 @@ class Scorer:
         """Return log P(alternative) - log P(reference) in one direction, nats. plan: of the reading if not the own"""
         return self._compare(contig, comparison, plan)[0]
 
+    def _compare_all(self, contig, comparisons):
+        """Return {strand: what _compare gives}."""
+
+        def compare_one(comparison):
+            return self._compare(contig, comparison)
+
+        threads = 1 if self.model is None or self.model.device.type != "cpu" else torch.get_num_threads()
+        # The first ones make kernels and tables that one thread should make.
+        if len(comparisons) < 2 or threads < 2 or not self.is_warm:
+            results = [compare_one(comparison) for comparison in comparisons]
+            self.is_warm = self.is_warm or bool(results)
+        else:
+            if self.halves is None or self.halves.threads != threads:
+                self.halves = Halves(threads)
+            results = self.halves.map(compare_one, comparisons)
+        return {comparison.strand: result for comparison, result in zip(comparisons, results, strict=True)}
+
     def _compare(self, contig, comparison, plan=None):
         """Return the difference in one direction, nats, and the distance of the embeddings if there is to be one."""
         shared = self._find_pass(contig, comparison.strand, comparison.start, plan or self.plan)
@@ -152,12 +174,13 @@ class Scorer:
 
     def _find_pass(self, *place):
         """Return the pass that begins at (contig, strand, start, plan), one of the last used or a new one."""
-        if place not in self.passes:
-            self.passes[place] = ReferencePass(self._read, self.genome, *place, self.opening)
-            if len(self.passes) > self.KEPT:
-                self.passes.popitem(last=False)
-        self.passes.move_to_end(place)
-        return self.passes[place]
+        passes = self.passes[place[1]]
+        if place not in passes:
+            passes[place] = ReferencePass(self._read, self.genome, *place, self.opening)
+            if len(passes) > self.KEPT:
+                passes.popitem(last=False)
+        passes.move_to_end(place)
+        return passes[place]
 
     def _read(self, tokens, reading):
         """Read tokens (n,) after a Reading.
@@ -165,7 +188,8 @@ class Scorer:
         returns  log-probabilities (n,), nats; hidden vectors (n, hidden_size), or (n, 0) where no distance asks for
                  them; the Reading after
         """
-        self.tokens += len(tokens)
+        with self.lock:
+            self.tokens += len(tokens)
         vectors = None if self.distance is None else []
         if self.model is None:
             return np.zeros(len(tokens)), np.zeros((len(tokens), 0)), None
@@ -282,10 +306,10 @@ def estimate(config, plan, tokens, device, dtype, distance=None):
 
     item = 4 if dtype == "float32" else torch.empty(0, dtype=choose_dtype(dtype)).element_size()
     first, last, near, _ = lay_out(plan, plan.window)
-    # Each pass holds the keys of a window once and a few snapshots; an alternative adds a row of its own.
-    held = Scorer.KEPT * (1 + (last - first) // near) * bytes_per_row(config, 0, item)
-    held += (Scorer.KEPT + 1) * bytes_per_row(config, plan.window, item)
-    held += 0 if distance is None else 4 * (Scorer.KEPT + 1) * plan.window * config.hidden_size
+    # In each direction a pass holds the keys of a window once and a few snapshots; an alternative adds a row.
+    held = 2 * Scorer.KEPT * (1 + (last - first) // near) * bytes_per_row(config, 0, item)
+    held += 2 * (Scorer.KEPT + 1) * bytes_per_row(config, plan.window, item)
+    held += 0 if distance is None else 8 * (Scorer.KEPT + 1) * plan.window * config.hidden_size
     seconds = tokens * seconds_per_token(config, choose_device(device), choose_dtype(dtype))
     return count_parameters(config) * item + held, seconds
 

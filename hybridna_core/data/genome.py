@@ -9,6 +9,7 @@ of any longer contig, skips bytes that are no letters, and needs its index on di
 import hashlib
 import itertools
 import os
+import threading
 
 from hybridna_core.data.fasta_index import FastaText, usable_index, write_index
 from hybridna_core.data.fasta_scan import scan_fasta
@@ -79,7 +80,7 @@ class Genome(ContigNames):
     def __init__(self, path, rebuild_index, other_letters, rna, allow_missing_eof):
         self.path = check_input(path, random_access=True)
         self.other_letters, self.rna = other_letters, rna
-        self._warned, self._digests = set(), {}
+        self._warned, self._digests, self._lock = set(), {}, threading.Lock()
         with open_input(self.path) as handle:
             self._identity = _identity(os.fstat(handle.fileno()))
         compressed = _check_head(self.path, allow_missing_eof)
@@ -120,7 +121,9 @@ class Genome(ContigNames):
 
     def letters(self, contig, start, end):
         """Return the bases of [start, end) as bytes over A, C, G, T, N in the case of the file; raise as `fetch`."""
-        raw = self._raw(contig, start, end)
+        # Both reading directions of a variant may ask at once, and the file is read at one place.
+        with self._lock:
+            raw = self._raw(contig, start, end)
         if not raw.translate(None, FINE):
             return raw
         where = f"{self.path}: {contig}:"

@@ -218,3 +218,41 @@ def test_keys_are_stored_once_per_pass(model, genome):
 def test_numbers_are_nats_of_both_directions(model, genome):
     score = Scorer(model, genome, Plan(128, 64, 8)).score(snv("long", 600, other(CONTIGS["long"][600])))
     assert score.llr == math.fsum((score.forward, score.reverse)) / 2 != 0 and score.forward != score.reverse
+
+
+def test_two_directions_at_once_give_the_same_scores(exact_model, genome):
+    """With several threads the second variant on is read in two workers; in float64 nothing else can differ."""
+    rng, plan = random.Random(3), Plan(64, 24, 8)
+    variants = [draw(rng, contig, kind)[0] for kind in KINDS for contig in ("long", "gaps")]
+    before = torch.get_num_threads()
+    found = {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            scorer = Scorer(exact_model, genome, plan)
+            found[threads] = [scorer.score(Allele("ok", variant)) for variant in variants], scorer.tokens
+            assert (scorer.halves is not None) == (threads == 2)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    (alone, read_alone), (halved, read_halved) = found[1], found[2]
+    assert read_alone == read_halved and sum(score.llr is not None for score in alone) > 10
+    for one, other in zip(alone, halved, strict=True):
+        assert one.status == other.status and (one.llr is None) == (other.llr is None)
+        if one.llr is not None:
+            assert other[1:5] == pytest.approx(one[1:5], abs=1e-10)
+
+
+def test_a_failure_in_one_direction_is_raised(exact_model, genome, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        scorer = Scorer(exact_model, genome, Plan(64, 24, 8))
+        rng = random.Random(4)
+        scorer.score(Allele("ok", draw(rng, "long", "snv")[0]))
+        monkeypatch.setattr("hybridna_core.scoring.read", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            for _ in range(20):
+                scorer.score(Allele("ok", draw(rng, "long", "snv")[0]))
+    finally:
+        torch.set_num_threads(before)
