@@ -27,7 +27,7 @@ RANKS = {
     "generation": 7, "oracle": 5, "design_measures": 6,
     "commands": 8, "__init__": 9,
 }  # fmt: skip
-# Below the command line the number of threads is the caller's; this module sets its own workers', and the caller's back.
+# Below the command line the number of threads is the caller's; this module sets its workers', and the caller's back.
 SETS_THREADS = "hybridna_core.halves"
 COMMANDS_THAT_MAY_CALL_OTHERS = {"evaluate_effects", "evaluate_tasks"}
 
