@@ -21,16 +21,15 @@ from hybridna_core.checkpoint import (
     write_bytes,
     write_json,
 )
-from hybridna_core.config import build, read_json
+from hybridna_core.config import build
 from hybridna_core.data.labelled import Scheme
 from hybridna_core.errors import HybriDNAError, ModelError
 from hybridna_core.model.lora import add_lora, lora_tensors, merge_lora
 from hybridna_core.model.readout import HeadConfig, Predictor
+from hybridna_core.part_files import FORMAT, LABELS, read_part, read_scheme
 
-FORMAT = 1
 HEAD, HEAD_WEIGHTS = "head.json", "head.safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "adapter.json", "adapter.safetensors"
-LABELS = "labels.json"
 
 
 def describe_head(predictor, scheme):
@@ -78,7 +77,7 @@ def load_adapted(folder, base=None, **options):
     Raises ModelError when the base is not there, or is another one than was trained on.
     """
     manifest, folder = verify_manifest(folder), Path(folder)
-    adapter = _read_part(folder / ADAPTER, {"base", "weights", "lora"})
+    adapter = read_part(folder / ADAPTER, {"base", "weights", "lora"})
     try:
         model = load_model(base or adapter["base"], **options)
     except HybriDNAError as error:
@@ -109,8 +108,8 @@ def load_predictor(folder, base=None, **options):
     path = model.folder / HEAD
     if not path.is_file():
         raise ModelError("this model has no head to predict with", where=folder, hint="hybridna finetune makes one")
-    table = _read_part(path, {"config", "scheme", "weights"})
-    due = _read_part(model.folder / ADAPTER, {"weights"})["weights"] if is_adapter(folder) else digest_weights(model)
+    table = read_part(path, {"config", "scheme", "weights"})
+    due = read_part(model.folder / ADAPTER, {"weights"})["weights"] if is_adapter(folder) else digest_weights(model)
     # Weights stored or loaded in fewer bits are others by their digest alone.
     if table["weights"] != due and model.dtype == torch.float32:
         what = f"the head is for weights {table['weights'][:12]}, the folder has {due[:12]}"
@@ -161,21 +160,6 @@ def read_labels(model):
     return table["frequencies"]
 
 
-def read_scheme(folder):
-    """Return what a folder says of its labels: `positions` (name, meaning, values), `rows`, `frequencies`; or None.
-
-    `length`, the bases that most of its sequences had, is not in folders of the first release.
-    """
-    path = Path(folder) / LABELS
-    if not path.is_file():
-        return None
-    table = _read_part(path, {"positions", "rows", "frequencies"})
-    length = table.get("length")
-    if length is not None and (type(length) is not int or length < 1):
-        raise ModelError(f"length {length!r} is no number of bases", where=path)
-    return table
-
-
 def digest_weights(model):
     """Return the SHA-256 of a network's weights as float32, whatever file they come from."""
     import hashlib
@@ -218,13 +202,3 @@ def _check_names(tensors, wanted, path):
         due, there = tuple(wanted[name].shape) if name in wanted else None, shapes.get(name)
         if due != there:
             raise ModelError(f"{name} is {there or 'missing'}, due is {due or 'nothing'}", where=path)
-
-
-def _read_part(path, keys):
-    """Read one of our JSON files; raise ModelError when it lacks a key or is of a later format."""
-    table = read_json(path)
-    if not isinstance(table, dict) or not keys <= table.keys():
-        raise ModelError(f"lacks {', '.join(sorted(keys))}", where=path)
-    if type(table.get("format")) is not int or table["format"] > FORMAT:
-        raise ModelError(f"format {table.get('format')!r} is unknown", where=path, hint="upgrade hybridna")
-    return table

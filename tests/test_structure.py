@@ -17,7 +17,7 @@ CLI_PACKAGES = {"typer", "rich", "click"}
 # Core modules or folders, lowest first; a module imports only from lower ranks, or from its own folder.
 RANKS = {
     "errors": 0, "config": 1, "memory": 1, "run_config": 2, "tokenizer": 2, "model": 3, "data": 3, "weight_files": 4,
-    "tune_config": 3, "task_files": 4, "task_metrics": 4, "sequence_baselines": 5, "task_store": 6,
+    "tune_config": 3, "part_files": 3, "task_files": 4, "task_metrics": 4, "sequence_baselines": 5, "task_store": 6,
     "checkpoint": 4, "hf_weights": 4, "metrics": 4, "train": 5,
     "scoring": 6, "score_fields": 6, "skipped": 6, "effect_plot": 6, "score_parquet": 7, "haplotype_scores": 7,
     "baselines": 6, "reports": 6, "task_report": 7,

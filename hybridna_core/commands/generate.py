@@ -27,8 +27,8 @@ from hybridna_core.design_report import check_report, spell_report
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.generation import check_prompt, make_designs, make_plan, start_tokens, why_unusable
 from hybridna_core.memory import spell_bytes
+from hybridna_core.part_files import read_scheme
 from hybridna_core.search import SAMPLE_ROWS, check_memory, count_bytes, count_seconds
-from hybridna_core.task_files import read_scheme
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from hybridna_core.checkpoint import (
 from hybridna_core.data.writers import check_output, open_output
 from hybridna_core.errors import HybriDNAError, UsageError
 from hybridna_core.hf_weights import OFFICIAL_ELEMENTS, Report, load_published, plan_import, stored_dtype
+from hybridna_core.part_files import read_scheme
 from hybridna_core.weight_files import check_inside
 
 CARD_BYTES_LIMIT, LABELS_SHOWN = 2**20, 16
@@ -151,17 +152,8 @@ def show_model(name):
         config=config.to_dict(),
         card=card,
         notice=read_notice(folder, manifest),
-        scheme=_read_scheme(folder),
+        scheme=read_scheme(folder),
     )
-
-
-def _read_scheme(folder):
-    if not (Path(folder) / "labels.json").is_file():
-        return None
-    # Imported here, as it brings torch with it.
-    from hybridna_core.task_files import read_scheme
-
-    return read_scheme(folder)
 
 
 def _read_card(folder):

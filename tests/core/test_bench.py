@@ -195,7 +195,8 @@ def test_peak_is_that_of_the_pass(monkeypatch):
     found = context_lengths.measure(preset("tiny"), 20, 2, until=0)
     if found["peak"] is None:
         pytest.skip("the system does not say")
-    assert 200 * 2**20 <= found["peak"] < 300 * 2**20 and found["resident"] > found["peak"]
+    # The kernel counts pages in batches for each processor, so that a peak may fall short by some hundred kilobytes.
+    assert 199 * 2**20 <= found["peak"] < 300 * 2**20 and found["resident"] > found["peak"]
     assert len(found["seconds"]) == 1, "the time is over, so one pass must do"
 
 
