@@ -22,11 +22,12 @@ YEAST = """
 ## Yeast promoters
 
 {count} sequences of 80 bp were drawn for each label. The oracle is a regression fine-tuned from `base` on a third
-of the training groups, which the generator has not read; `real` are held-out promoters of groups that neither has
-read, `blind` was drawn by the same training without labels. Activity is log expression in YPD and SC-Ura by the
-oracle. `40` and `04` ask for what nature hardly does (the media agree with r 0.965, and the training has at most one
-sequence of either), so these two rows are guesses and are shown for that. What a label does is the distance of
-`designs` from `blind` towards `real` of the same label.
+of the training groups, which the generator's fine-tuning has not read; `real` are promoters of groups that neither
+fine-tuning has read (`base` has read the yeast genome, so the native ones among them are near to what it knows),
+`blind` was drawn by the same training without labels. Activity is log expression in YPD and SC-Ura by the oracle.
+`40` and `04` ask for what nature hardly does (the media agree with r 0.965, and the training has at most one sequence
+of either), so these two rows are guesses and are shown for that. What a label does is the distance of `designs` from
+`blind` towards `real` of the same label.
 """
 HUMAN = """
 ## Simulated enhancers

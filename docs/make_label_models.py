@@ -136,9 +136,10 @@ def spell_card(recipe, model, frequencies, record, command, blind):
 
     record, blind  finetune.json of the model, and of its twin without labels or None
     """
-    test, twin = record["measures"], ""
+    test, twin, gain = record["measures"], "", ""
     if blind is not None:
         twin = f", {blind['measures']['test_bits_per_base']:.4f} by the same training without labels"
+        gain = f": the labels gain {blind['measures']['test_bits_per_base'] - test['test_bits_per_base']:+.5f}"
     off = sum(n for label, n in frequencies.items() if abs(int(label[0]) - int(label[-1])) > 1)
     fields = {
         "facts": f"{count_parameters(model.config):,} parameters, as `base` but for the tokens of the label.",
@@ -147,7 +148,7 @@ def spell_card(recipe, model, frequencies, record, command, blind):
         "n40": frequencies.get("40", 0), "n04": frequencies.get("04", 0), "labels": len(frequencies),
         "lines": ", ".join(LINES),
         "noise": NOISE, "bits": test["test_bits_per_base"], "accuracy": test["test_label_accuracy"],
-        "commonest": test["test_commonest_label"], "blind": twin,
+        "commonest": test["test_commonest_label"], "blind": twin, "gain": gain,
     }  # fmt: skip
     return (ROOT / "docs" / "cards" / f"{recipe.name}.md").read_text().format(**fields)
 

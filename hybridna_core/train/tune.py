@@ -180,7 +180,7 @@ def tune_labels(model, config, positions, sets, folder, fingerprint, *, seed=0, 
         block.recompute = config.checkpoint_activations
     examine = examine_bases(rows["valid"], config.batch_size, precision) if "valid" in sets else None
     # Over the whole vocabulary the head's new rows, drawn at random, would have to be learned away first: a hundred
-    # steps that do the network harm, for tokens that are never generated.
+    # steps or so, for tokens that are never generated.
     tuning = Tuning(
         rows["train"], epochs=config.epochs, batch_size=config.batch_size, seed=seed, examine=examine,
         loss=functools.partial(loss_sum, bases_alone=True), metric=choose_metric("generation", config.metric),

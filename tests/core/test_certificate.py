@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from constrained import satisfies
+from plain import edit_distance
 from toys import random_model
 
 from hybridna_core.certificate import Design, Reference, certify, read_certificates, table_columns
@@ -28,16 +29,6 @@ from hybridna_core.tokenizer import LabelPosition, encode
 @pytest.fixture(scope="module")
 def model():
     return random_model(3, layer_types=("mamba",))
-
-
-def edit_distance(a, b):
-    """Levenshtein's distance, by the plain table."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, start=1):
-            last, row[j] = row[j], min(last + (x != y), row[j] + 1, row[j - 1] + 1)
-    return row[-1]
 
 
 def read_table(path):

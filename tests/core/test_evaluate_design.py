@@ -9,6 +9,7 @@ import logging
 
 import numpy as np
 import pytest
+from plain import edit_distance
 from tables import write_table
 from toys import SMALL, random_model
 
@@ -44,15 +45,6 @@ def make(label, seed, count):
 def read_table(path):
     with open(path, newline="") as handle:
         return list(csv.DictReader(handle, delimiter="\t"))
-
-
-def edit_distance(a, b):
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, start=1):
-            last, row[j] = row[j], min(last + (x != y), row[j] + 1, row[j - 1] + 1)
-    return row[-1]
 
 
 def spectrum(texts):
