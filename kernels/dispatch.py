@@ -3,7 +3,9 @@
 op + arguments -> candidates in order -> the first that does not refuse -> its result
 """
 
+import functools
 import os
+from types import MappingProxyType
 
 import torch
 
@@ -57,7 +59,12 @@ def forced():
     `HYBRIDNA_KERNELS=reference` names one backend for every op that has it (`reference` is plain torch for every op);
     `ssd_scan=sequential,attention=reference` names them one by one. Raises KernelError for unknown names.
     """
-    text = os.environ.get("HYBRIDNA_KERNELS", "").strip()
+    return _parse(os.environ.get("HYBRIDNA_KERNELS", ""))
+
+
+@functools.lru_cache(maxsize=64)
+def _parse(text):
+    """Read what $HYBRIDNA_KERNELS says; kept, as every op of every layer asks."""
     chosen = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         if item == "auto":
@@ -69,7 +76,7 @@ def forced():
         chosen.update(dict.fromkeys(targets, backend))
         if item == "reference":
             chosen.update(_REFERENCES)
-    return chosen
+    return MappingProxyType(chosen)
 
 
 def run(op, *args, **kwargs):

@@ -5,6 +5,7 @@ inside `bf16_products`, CPU float32 factors are rounded to bfloat16 first
 """
 
 import contextlib
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ def bf16_products(wanted=True):
         _rounded = before
 
 
+@functools.cache
 def _has_onednn():
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
