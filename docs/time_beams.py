@@ -16,7 +16,7 @@ import torch
 
 from hybridna_core.checkpoint import load_model
 from hybridna_core.generation import start_tokens
-from hybridna_core.memory import forget_peak, peak_bytes, used_bytes
+from hybridna_core.memory import forget_peak, keep_freed_memory, peak_bytes, used_bytes
 from hybridna_core.model.likelihood import base_log_probs, read
 from hybridna_core.search import Beams, count_bytes, count_slice, search_beams
 from hybridna_core.tokenizer import BASE_IDS, N, decode
@@ -149,6 +149,8 @@ def main(argv=None):
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    # As `generate` does, for all ways.
+    keep_freed_memory()
     model = load_model(options.model, device="cpu")
     oracle, rows = make_oracle(model) if options.one in (None, "transformers") else None, []
     if options.one is not None:

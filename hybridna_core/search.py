@@ -20,8 +20,9 @@ from hybridna_core.tokenizer import BASE_IDS
 
 # Rows per pass when sampling: always as many, sequence i always in row i % 16, so that results do not depend on n.
 SAMPLE_ROWS = 16
-# Beams per pass where memory does not allow all of them at once.
-SLICE_ROWS = 64
+# Beams per pass where memory does not allow more; and what states of one layer they have on a CPU where it does, half
+# of the largest block that glibc keeps.
+SLICE_ROWS, CPU_SLICE_BYTES = 64, 2**24
 
 
 class Sampling(NamedTuple):
@@ -82,11 +83,20 @@ def count_bytes(config, device, dtype, given, length, beams):
 
 
 def count_slice(config, device, dtype, given, length, beams):
-    """Return how many beams to read in one pass: all, if memory holds old and new states of all side by side."""
+    """Return how many beams to read in one pass, few where memory is short.
+
+    On a CPU as many as leave each layer's states in a block that the allocator uses again: a larger one goes back to
+    the system, and the pages of the next are mapped and cleared at every base. Elsewhere all.
+    """
+    most = beams.width
+    if torch.device(device).type == "cpu":
+        layer = 4 * config.mamba_n_heads * config.mamba_d_head * config.mamba_d_state
+        most = min(most, max(CPU_SLICE_BYTES // layer, SLICE_ROWS))
     free = free_bytes(device)
     per_row = bytes_per_row(config, given + length, torch.finfo(dtype).bits // 8)
-    is_ample = free is None or free > 2.5 * beams.width * per_row
-    return beams.width if is_ample else min(SLICE_ROWS, beams.width)
+    # Old and new states of a slice stand side by side.
+    is_ample = free is None or free > (1.5 * beams.width + most) * per_row
+    return most if is_ample else min(SLICE_ROWS, beams.width)
 
 
 def count_seconds(config, device, dtype, given, length, rows):
@@ -205,7 +215,7 @@ def search_beams(model, reading, length, beams, automaton=None, advance=None, ro
         bases_of.append(bases.astype(np.uint8))
         if step + 1 < length:
             ids = np.array(BASE_IDS)[bases]
-            slices, place = _read_slices(model, slices, place[parents], ids, rows_at_once or beams.width)
+            slices, place = read_slices(model, slices, place[parents], ids, rows_at_once or beams.width)
         if advance is not None:
             advance(step + 1)
     return _distinct(_trace(parents_of, bases_of), sums, group)
@@ -231,7 +241,7 @@ def _rank(usable, group, beams):
     return np.concatenate(chosen), np.concatenate(scores)
 
 
-def _read_slices(model, slices, parents, ids, width):
+def read_slices(model, slices, parents, ids, width):
     """Read one more base after each parent; return the new slices, and where in them each row stands.
 
     slices   Readings of the parents, emptied from the front as they are no longer needed

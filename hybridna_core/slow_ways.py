@@ -20,7 +20,7 @@ from hybridna_core.model.heads import Pool
 from hybridna_core.model.likelihood import Reading, read
 from hybridna_core.model.state import MambaState, ModelState, bytes_per_row
 from hybridna_core.scoring import Plan, Scorer
-from hybridna_core.search import append
+from hybridna_core.search import Beams, count_slice, read_slices
 from hybridna_core.timing import check_equal, forced_kernels, make_timing, take_turns
 from hybridna_core.tokenizer import BASE_IDS, encode, reverse_complement
 from hybridna_kernels import dispatch
@@ -157,26 +157,32 @@ def time_embedding(model, length, count, repeats):
 def time_beams(model, length, count, repeats):
     """Yield two Timings of so many beams: one step of the model, and the update of one layer's state by itself.
 
-    length  bases that each beam has read. Parents are drawn, and rows lie in their order, as in a search
+    length  bases that each beam has read. Parents are drawn, rows lie in their order, in slices, as in a search
     Raises UsageError when there is too little memory.
     """
     check_memory(model.config, length, count)
-    generator = torch.Generator().manual_seed(count)
+    config, generator = model.config, torch.Generator().manual_seed(count)
     parents = torch.randint(count, (count,), generator=generator).sort().values
     ids = np.random.default_rng(count).choice(np.array(BASE_IDS), count)
-    reading = Reading(draw_state(model.config, length, count, generator), torch.zeros(count, model.config.vocab_size))
-    first = model.config.layer_types.index("mamba")
+    width = count_slice(config, "cpu", torch.float32, length, 1, Beams(count))
+    first, rows = config.layer_types.index("mamba"), torch.arange(count).split(width)
+    slices = [
+        Reading(draw_state(config, length, len(part), generator), torch.zeros(len(part), config.vocab_size))
+        for part in rows
+    ]
 
     def step():
-        found = append(model, Reading.gather([(reading, parents)]), ids)
+        found, _ = read_slices(model, list(slices), parents.numpy(), ids, width)
         # All layers' states of both ways would take more memory than either of them.
-        return [found.logits, found.state.layers[first].ssm]
+        return [tensor for part in found for tensor in (part.logits, part.state.layers[first].ssm)]
 
     yield _time_update("whole step", length, count, step, repeats)
-    state, inputs = reading.state.layers[first].ssm, draw_inputs(model.config, count, generator)
+    state = torch.cat([part.state.layers[first].ssm for part in slices])
+    inputs = [draw_inputs(config, len(part), generator) for part in rows]
 
     def update():
-        return dispatch.run("ssd_step", *inputs, state, rows=parents)
+        pairs = zip(inputs, rows, strict=True)
+        return [found for x, part in pairs for found in dispatch.run("ssd_step", *x, state, rows=parents[part])]
 
     yield _time_update("state update of a layer", length, count, update, repeats)
 

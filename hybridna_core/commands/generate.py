@@ -26,7 +26,7 @@ from hybridna_core.data.writers import check_output
 from hybridna_core.design_report import check_report, spell_report
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.generation import check_prompt, make_designs, make_plan, start_tokens, why_unusable
-from hybridna_core.memory import spell_bytes
+from hybridna_core.memory import keep_freed_memory, spell_bytes
 from hybridna_core.part_files import read_scheme
 from hybridna_core.search import SAMPLE_ROWS, check_memory, count_bytes, count_seconds
 
@@ -112,6 +112,8 @@ def generate(
         marked = count_marks(reason for _, reason in jobs)
         summary = Summary(plan.count * len(lengths), marked, 0, None, 0.0, None, str(model))
         return estimate(summary, config, device, number_format, longest, len(lengths), plan, start)
+    # A pass takes and frees the states of all its rows.
+    keep_freed_memory()
     with hold_outputs([output, table, report], force) as outputs:
         if isinstance(model, str | os.PathLike):
             model = load_model(model, device=device, dtype=dtype, allow_nonfinite=allow_nonfinite)

@@ -15,6 +15,7 @@ from toys import markov_model, random_model
 
 from hybridna_core import search as module
 from hybridna_core.commands.generate import generate_sequences
+from hybridna_core.config import preset
 from hybridna_core.constraints import compile_constraints, parse_constraints
 from hybridna_core.errors import UsageError
 from hybridna_core.model.likelihood import Reading, read
@@ -220,7 +221,7 @@ def test_f16_groups_and_penalties(thin, options, words):
 
 
 def test_as_many_beams_at_once_as_memory_allows(model, monkeypatch):
-    beams, at = Beams(1000), (model.config, torch.device("cpu"), torch.float32, 5, 100)
+    beams, at = Beams(1000), (model.config, torch.device("cuda"), torch.float32, 5, 100)
     per_row = module.bytes_per_row(model.config, 105)
     monkeypatch.setattr(module, "free_bytes", lambda device: None)
     assert count_slice(*at, beams) == 1000
@@ -230,6 +231,19 @@ def test_as_many_beams_at_once_as_memory_allows(model, monkeypatch):
     assert count_slice(*at, beams) == 64 and count_slice(*at, Beams(3)) == 3
     each, fixed = count_bytes(*at, beams)
     assert 1.1 * per_row < each < 1.5 * per_row and fixed == 256 * per_row
+
+
+def test_slices_on_a_cpu_stay_within_what_the_allocator_keeps(model, monkeypatch):
+    wide = preset("tiny")
+    layer = 4 * wide.mamba_n_heads * wide.mamba_d_head * wide.mamba_d_state
+    monkeypatch.setattr(module, "free_bytes", lambda device: None)
+    found = count_slice(wide, "cpu", torch.float32, 5, 100, Beams(2500))
+    assert 2500 > found > 64 and found * layer <= 16 * 2**20 < (found + 1) * layer
+    assert count_slice(wide, "cpu", torch.float32, 5, 100, Beams(7)) == 7
+    assert count_slice(preset("7b"), "cpu", torch.float32, 5, 100, Beams(2500)) == 64
+    per_row = module.bytes_per_row(wide, 105)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 3000 * per_row)
+    assert count_slice(wide, "cpu", torch.float32, 5, 100, Beams(2500)) == 64
 
 
 def test_draws_do_not_depend_on_the_automaton_of_another_prompt(thin):
