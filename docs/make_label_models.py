@@ -54,9 +54,12 @@ class Recipe(NamedTuple):
     notice: str
 
 
+YEAST_OPTIONS = (
+    "--epochs", "2", "--lr", "2e-4", "--batch-size", "64", "--valid-every", "10", "--seeds", "3",
+)  # fmt: skip
 RECIPES = (
     Recipe(
-        "yeast-promoters", "yeast.tsv", ("YPD", "SC-Ura"), ("--epochs", "1", "--lr", "2e-4", "--valid-every", "15"), 80,
+        "yeast-promoters", "yeast.tsv", ("YPD", "SC-Ura"), YEAST_OPTIONS, 80,
         "quintile of measured expression in that medium, 0 the lowest", "",
     ),
     Recipe(
@@ -131,6 +134,12 @@ def finetune(recipe, table, output, is_blind=False):
             sys.exit(f"exit {done.returncode}: hybridna {' '.join(words)}")
 
 
+def spell_bits(record):
+    """Spell a training's bits per base on its test rows: mean over seeds, and their standard deviation."""
+    sd = record["sd"].get("test_bits_per_base_sd")
+    return f"{record['measures']['test_bits_per_base']:.5f}" + ("" if sd is None else f" ± {sd:.5f}")
+
+
 def spell_card(recipe, model, frequencies, record, command, blind):
     """Fill in the card of docs/cards; return the text of README.md.
 
@@ -138,8 +147,10 @@ def spell_card(recipe, model, frequencies, record, command, blind):
     """
     test, twin, gain = record["measures"], "", ""
     if blind is not None:
-        twin = f", {blind['measures']['test_bits_per_base']:.4f} by the same training without labels"
-        gain = f": the labels gain {blind['measures']['test_bits_per_base'] - test['test_bits_per_base']:+.5f}"
+        pairs = zip(record["by_seed"], blind["by_seed"], strict=True)
+        gains = [without["test_bits_per_base"] - own["test_bits_per_base"] for own, without in pairs]
+        twin = f", {spell_bits(blind)} by the same training without labels"
+        gain = f"; the labels gain {sum(gains) / len(gains):+.5f} ({', '.join(f'{gain:+.5f}' for gain in gains)})"
     off = sum(n for label, n in frequencies.items() if abs(int(label[0]) - int(label[-1])) > 1)
     fields = {
         "facts": f"{count_parameters(model.config):,} parameters, as `base` but for the tokens of the label.",
@@ -147,7 +158,7 @@ def spell_card(recipe, model, frequencies, record, command, blind):
         "rows": sum(frequencies.values()), "off": off,
         "n40": frequencies.get("40", 0), "n04": frequencies.get("04", 0), "labels": len(frequencies),
         "lines": ", ".join(LINES),
-        "noise": NOISE, "bits": test["test_bits_per_base"], "accuracy": test["test_label_accuracy"],
+        "noise": NOISE, "bits": spell_bits(record), "accuracy": test["test_label_accuracy"],
         "commonest": test["test_commonest_label"], "blind": twin, "gain": gain,
     }  # fmt: skip
     return (ROOT / "docs" / "cards" / f"{recipe.name}.md").read_text().format(**fields)

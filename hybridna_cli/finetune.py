@@ -112,6 +112,13 @@ def finetune(
             help="Learning rate; with --freeze 3e-3, with --lora 1e-3.",
         ),
     ] = None,
+    label_lr: Annotated[
+        float | None,
+        typer.Option(
+            "--label-lr", metavar="RATE", show_default="a tenth of the sd of the bases' rows",
+            help="Of generation: learning rate of the label tokens' rows.",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="Times that every row is read.")] = 5,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Sequences per step.")] = 32,
     warmup: Annotated[
@@ -180,9 +187,9 @@ def finetune(
             sequence_column=sequence_column, label_column=label_column or (), split_column=split_column,
             label_names=label_name or (), unconditional=unconditional, head=head, reading=reading, echo=echo,
             freeze=freeze, lora=lora, lora_alpha=lora_alpha, adapter_only=adapter_only, cache=cache, lr=lr,
-            epochs=epochs, batch_size=batch_size, warmup=warmup, schedule=schedule, weight_decay=weight_decay,
-            class_weights=class_weights, metric=metric, patience=patience, valid_every=valid_every, seeds=seeds,
-            seed=seed, precision=precision, microbatch_tokens=microbatch_tokens,
+            label_lr=label_lr, epochs=epochs, batch_size=batch_size, warmup=warmup, schedule=schedule,
+            weight_decay=weight_decay, class_weights=class_weights, metric=metric, patience=patience,
+            valid_every=valid_every, seeds=seeds, seed=seed, precision=precision, microbatch_tokens=microbatch_tokens,
             checkpoint_activations=checkpoint_activations, strict=strict, force=force, device=device, rna=rna,
             rebuild_index=rebuild_index, allow_missing_eof=allow_missing_eof, dry_run=dry_run,
             progress=report.progress,

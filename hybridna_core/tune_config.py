@@ -36,6 +36,7 @@ class TuneConfig:
     lora           rank of the adapters that are trained instead of the weights; 0: none
     lora_alpha     what they are multiplied by, times the rank; None: twice the rank
     lr             None: by the model's size, see `choose_rate`
+    label_lr       rate of label tokens' rows, on the same schedule; None: a tenth of the sd of the bases' rows
     warmup         share of all steps in which the rate rises
     final_lr       rate at the end, as a share of lr
     class_weights  balanced: classes count alike in the loss, however many rows they have
@@ -52,6 +53,7 @@ class TuneConfig:
     lora: int = 0
     lora_alpha: float | None = None
     lr: float | None = None
+    label_lr: float | None = None
     epochs: int = 5
     batch_size: int = 32
     warmup: float = 0.05
@@ -85,7 +87,8 @@ class TuneConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("warmup", "final_lr"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
-        require(self.lr is None or self.lr > 0, "lr", self.lr, "above 0")
+        for name in ("lr", "label_lr"):
+            require(getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "above 0")
         require(self.clip > 0, "clip", self.clip, "above 0")
         require(self.lora_alpha is None or self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "above 0")
         require(self.valid_every is None or self.valid_every >= 1, "valid_every", self.valid_every, "at least 1")
@@ -93,6 +96,8 @@ class TuneConfig:
             raise UsageError("trains weights that --freeze keeps as they are", where="lora", hint="give one of both")
         if self.class_weights != "none" and self.task not in ("classification", "multilabel"):
             raise UsageError(f"{self.task} has no classes", where="class_weights")
+        if self.task != "generation" and self.label_lr is not None:
+            raise UsageError("is for --task generation", where="label_lr")
         if self.task == "generation":
             for name, plain in (("head", "linear"), ("echo", None), ("freeze", False), ("lora", 0)):
                 if getattr(self, name) != plain:

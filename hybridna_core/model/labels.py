@@ -10,8 +10,10 @@ import torch
 
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.model.likelihood import read
-from hybridna_core.tokenizer import FIRST_PROMPT_ID, Tokenizer, encode
+from hybridna_core.tokenizer import BASE_IDS, FIRST_PROMPT_ID, Tokenizer, encode
 
+# How far labels' rows of the embedding lie apart at first, beside the bases' standard deviation.
+LABEL_SCALE = 1e-3
 # Labels read in one pass beside each other.
 LABELS_AT_ONCE = 32
 
@@ -20,6 +22,9 @@ def add_labels(model, positions, seed=0):
     """Return a copy of a network that knows labels too; their rows of embedding and head are drawn (section 3.3.2).
 
     positions  LabelPosition of each digit
+
+    Rows of the embedding are drawn close to the mean of the bases' rows: what the network does not know from its
+    training would cost it more than a label tells.
     """
     tokenizer = Tokenizer(label_positions=tuple(positions))
     config = dataclasses.replace(model.config, vocab_size=tokenizer.vocab_size)
@@ -29,6 +34,10 @@ def add_labels(model, positions, seed=0):
         for name, tensor in wider.state_dict().items():
             known = tensors[name]
             tensor[: len(known)].copy_(known[:FIRST_PROMPT_ID] if known.shape != tensor.shape else known)
+        if positions:
+            rows = wider.model.embed_tokens.weight
+            bases, drawn = rows[list(BASE_IDS)], rows[FIRST_PROMPT_ID:]
+            drawn.mul_(LABEL_SCALE * bases.std() / drawn.std()).add_(bases.mean(dim=0))
     wider.tokenizer, wider.name, wider.digest = tokenizer, model.name, model.digest
     return wider
 

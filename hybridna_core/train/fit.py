@@ -15,12 +15,13 @@ from hybridna_core.train.snapshots import find_snapshot, hold_folder, read_best,
 log = logging.getLogger("hybridna")
 
 
-def fit(model, tuning, run, folder, fingerprint, *, precision="fp32", progress=None):
+def fit(model, tuning, run, folder, fingerprint, *, precision="fp32", progress=None, prepare=None):
     """Train what of a module wants gradients, and leave it with the weights that did best; return the position.
 
     run          LoopConfig
     folder       of log and snapshots; one that was begun with the same fingerprint is gone on with
     fingerprint  {"settings": {...}, "data": digest, "model": digest}
+    prepare      called with the optimiser before the first step
     Raises UsageError or DataError for another fingerprint, and what `train` raises.
     """
     with hold_folder(folder):
@@ -31,6 +32,8 @@ def fit(model, tuning, run, folder, fingerprint, *, precision="fp32", progress=N
             check_same(position["run"], fingerprint, folder)
             log.info("going on from step %s of %s", f"{position['step']:,}", f"{int(tuning.ends[-1]):,}")
         optimizer = make_optimizer(model, run.optim)
+        if prepare is not None:
+            prepare(optimizer)
         if snapshot is not None:
             restore_snapshot(snapshot, model, optimizer)
             tuning.best = read_best(snapshot)

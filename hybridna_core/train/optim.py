@@ -29,6 +29,21 @@ def make_optimizer(model, config):
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
+def hasten_rows(optimizer, weight, first, factor):
+    """Let every step of an optimiser move the rows of a weight from `first` on so many times as far as it would."""
+    before = {}
+
+    def keep(*_):
+        before["rows"] = weight[first:].detach().clone()
+
+    @torch.no_grad()
+    def stretch(*_):
+        weight[first:] = torch.lerp(before.pop("rows"), weight[first:], factor)
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(stretch)
+
+
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon and AdamW as one optimiser: the first group's matrices by Muon, the second group by AdamW.
 

@@ -15,11 +15,15 @@ from hybridna_core.model.labels import add_labels, label_posterior, label_tokens
 from hybridna_core.model.lora import add_lora, lora_tensors, merge_lora
 from hybridna_core.model.readout import HeadConfig, Predictor, Probe, predict_outputs
 from hybridna_core.task_metrics import choose_metric, measure
-from hybridna_core.tokenizer import LabelPosition
+from hybridna_core.tokenizer import BASE_IDS, FIRST_PROMPT_ID, LabelPosition
 from hybridna_core.train.features import cached_features
 from hybridna_core.train.fit import fit
 from hybridna_core.train.loop import loss_sum
+from hybridna_core.train.optim import hasten_rows
 from hybridna_core.train.tuning import Tuning, balance, examine_bases, examine_head, make_loss
+
+# Of the label tokens' rows, beside the standard deviation of the bases' rows.
+LABEL_RATE = 0.1
 
 
 class Examples(NamedTuple):
@@ -132,12 +136,13 @@ def lora_of(config):
     return {"rank": config.lora, "alpha": float(config.lora_alpha or 2 * config.lora)}
 
 
-def _fit(trained, tuning, config, origin, folder, fingerprint, precision, progress):
+def _fit(trained, tuning, config, origin, folder, fingerprint, precision, progress, prepare=None):
     """Train; origin is the name of the network that it began with, and its number of parameters."""
     name, parameters = origin
     run = config.loop(name, int(tuning.ends[-1]), tuning.epoch_steps, parameters)
     trained.train()
-    position = fit(trained, tuning, run, folder, fingerprint, precision=precision, progress=progress)
+    how = {"precision": precision, "progress": progress, "prepare": prepare}
+    position = fit(trained, tuning, run, folder, fingerprint, **how)
     trained.eval()
     return position
 
@@ -187,7 +192,8 @@ def tune_labels(model, config, positions, sets, folder, fingerprint, *, seed=0, 
         patience=config.patience,
     )  # fmt: skip
     origin = model.name, sum(p.numel() for p in model.parameters())
-    position = _fit(wider, tuning, config, origin, folder, fingerprint, precision, progress)
+    prepare = functools.partial(_hasten_labels, wider, config, origin[1]) if positions else None
+    position = _fit(wider, tuning, config, origin, folder, fingerprint, precision, progress, prepare)
     wider.requires_grad_(False)
     frequencies = count_labels(sets["train"].targets) if positions else None
     measures = {}
@@ -196,6 +202,13 @@ def tune_labels(model, config, positions, sets, folder, fingerprint, *, seed=0, 
         if frequencies:
             measures[name] |= measure_labels(wider, sets[name], frequencies)
     return Tuned(wider, position, measures)
+
+
+def _hasten_labels(model, config, parameters, optimizer):
+    """Let labels' rows of the embedding learn at their own rate: all steps of the others are too small for them."""
+    rows = model.model.embed_tokens.weight
+    rate = config.label_lr or LABEL_RATE * float(rows[list(BASE_IDS)].detach().std())
+    hasten_rows(optimizer, rows, FIRST_PROMPT_ID, rate / config.choose_rate(parameters))
 
 
 def count_labels(labels):

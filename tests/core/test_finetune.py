@@ -33,6 +33,7 @@ from hybridna_core.tokenizer import BOS, LabelPosition, encode
 from hybridna_core.train import loop
 from hybridna_core.train.fit import fit
 from hybridna_core.train.loop import count_bases, loss_sum
+from hybridna_core.train.optim import hasten_rows
 from hybridna_core.train.tuning import Tuning, balance, make_loss
 from hybridna_core.tune_config import TuneConfig
 
@@ -389,10 +390,40 @@ def test_a_network_is_widened_for_labels():
     before, after = model.state_dict(), wider.state_dict()
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         assert torch.equal(after[name][:12], before[name])
-        assert after[name][12:].std() == pytest.approx(0.02, rel=0.3)
+    assert after["lm_head.weight"][12:].std() == pytest.approx(0.02, rel=0.3)
+    labels, bases = (after["model.embed_tokens.weight"][rows] for rows in (slice(12, None), slice(7, 11)))
+    assert float((labels - bases.mean(dim=0)).abs().max()) < 5e-3 * float(bases.std())
+    assert 0 < float((labels - bases.mean(dim=0)).std()) < 2e-3 * float(bases.std())
     assert all(torch.equal(after[name], before[name]) for name in before if before[name].shape == after[name].shape)
     assert not torch.equal(add_labels(model, POSITIONS, seed=4).lm_head.weight, wider.lm_head.weight)
     assert label_tokens(wider, "21", "ACN").tolist() == [2, 14, 16, 7, 8, 11]
+
+
+def test_rows_of_labels_learn_at_their_own_rate():
+    """One step of AdamW moves every weight by its rate, whatever its gradient."""
+    rate, rows = 1e-3, torch.nn.Parameter(torch.zeros(17, 4))
+    optimizer = torch.optim.AdamW([rows], lr=rate, weight_decay=0.0)
+    hasten_rows(optimizer, rows, 12, 30)
+    (rows * torch.arange(1.0, 18)[:, None]).sum().backward()
+    for step in (1, 2):
+        optimizer.step()
+        assert torch.allclose(rows[:12], torch.tensor(-rate * step)), "the others go on as they were"
+        assert torch.allclose(rows[12:], torch.tensor(-30 * rate * step))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_lr": 1e-5}], ids=["default", "given"])
+def test_the_rate_of_labels_is_held(base, tmp_path, options):
+    """In eight steps the rows of labels come further than those of bases, or hardly from where they began."""
+    names = {"0": "02", "1": "10"}
+    write_table(tmp_path / "train.tsv", [(text, names[c]) for text, c in draw(64, 0, shortest=20)])
+    settings = {**QUICK, "epochs": 2, "lr": 1e-4, **options}
+    finetune(tmp_path / "train.tsv", tmp_path / "out", model=base, task="generation", **settings)
+    tuned = load_model(tmp_path / "out", device="cpu")
+    began = add_labels(load_model(base, device="cpu"), tuned.tokenizer.label_positions)
+    moved = (tuned.model.embed_tokens.weight - began.model.embed_tokens.weight).detach().abs()
+    labels, bases = float(moved[12:].max()), float(moved[7:11].max())
+    assert 0 < bases <= 8.1e-4
+    assert 0 < labels <= 8.1e-5 if options else labels > 3 * bases
 
 
 def test_labels_and_padding_are_no_part_of_the_loss():
@@ -478,6 +509,8 @@ def test_e25_labels_that_are_none(base, tmp_path, train, valid, words):
         ({"adapter_only": True}, "--adapter-only: all weights are trained"),
         ({"epochs": 0}, "--epochs: is 0, must be at least 1"),
         ({"lr": -1.0}, "--lr: is -1.0, must be above 0"),
+        ({"label_lr": 0.1}, "--label-lr: is for --task generation"),
+        ({"task": "generation", "label_lr": 0.0}, "--label-lr: is 0.0, must be above 0"),
         ({"head": "cnn", "reading": "last"}, "--reading: the cnn head reads every base"),
         ({"task": "generation", "freeze": True}, "--freeze: is for heads"),
         ({"task": "regression", "class_weights": "balanced"}, "--class-weights: regression has no classes"),
