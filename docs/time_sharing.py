@@ -21,13 +21,13 @@ from hybridna_core.data.genome import open_genome
 from hybridna_core.slow_ways import SCORE_CASES, time_scores
 
 ROOT = Path(__file__).resolve().parent.parent
-LONE, SATURATION, SHORT, WIDE = SCORE_CASES
+LONE, SATURATION, SHORT = SCORE_CASES
 # What `saturate` takes unless it is asked: the most that the bundled model reads at once.
 DEFAULT_WINDOW = 8191
 # case, window, aim of the ratio. At a window of 2,048 and a stride of 8 a horizon of 256 reads at most 12.0 times fewer
 # tokens, so that its aim of 12 is held at the command's own window.
 ROWS = (
-    (LONE, 2048, 1.15), (SATURATION, 2048, 3), (SHORT, 2048, None), (WIDE, 2048, None), (SHORT, DEFAULT_WINDOW, 12),
+    (LONE, 2048, 1.15), (SATURATION, 2048, 3), (SHORT, 2048, None), (SHORT, DEFAULT_WINDOW, 12),
 )  # fmt: skip
 
 
