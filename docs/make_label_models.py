@@ -136,8 +136,8 @@ def finetune(recipe, table, output, is_blind=False):
 
 def spell_bits(record):
     """Spell a training's bits per base on its test rows: mean over seeds, and their standard deviation."""
-    sd = record["sd"].get("test_bits_per_base_sd")
-    return f"{record['measures']['test_bits_per_base']:.5f}" + ("" if sd is None else f" ± {sd:.5f}")
+    bits, sd = record["measures"]["test_bits_per_base"], record["sd"].get("test_bits_per_base_sd")
+    return f"{bits:.4f}" if sd is None else f"{bits:.5f} ± {sd:.5f}"
 
 
 def spell_card(recipe, model, frequencies, record, command, blind):

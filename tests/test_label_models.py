@@ -64,7 +64,7 @@ def test_bundled_models_are_whole_and_small(name):
     assert count_parameters(model.config) < 4.5e6
     record = json.loads((BUNDLED / name / "finetune.json").read_text())
     assert record["base"] == "base" and record["rows"]["test"] > 0
-    assert f"{record['measures']['test_bits_per_base']:.4f} bits per base" in about.card
+    assert f"{MAKER.spell_bits(record)} bits per base" in about.card
     assert f"{record['measures']['test_label_accuracy']:.1%}" in about.card
     assert record["measures"]["test_label_accuracy"] > record["measures"]["test_commonest_label"]
     (recipe,) = [recipe for recipe in MAKER.RECIPES if recipe.name == name]
