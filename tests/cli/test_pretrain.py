@@ -155,7 +155,7 @@ def test_summary_and_progress(call, tmp_path, monkeypatch):
     lines = [line for line in err.splitlines() if " of 20 (" in line]
     assert lines[-1].startswith("hybridna pretrain: 20 of 20 (100 %), ")
     assert "/s, 0 s left, " in lines[-1] and "bits/base" in lines[-1]
-    assert re.search(r" tokens/s, [0-9.]+ [MG]iB$", lines[-1])
+    assert re.search(r" tokens/s, [0-9,.]+ [MG]iB$", lines[-1])
     last = err.splitlines()[-1]
     summary = json.loads((tmp_path / "s.json").read_text())
     assert last.startswith("hybridna pretrain: output out/model, steps 20, tokens 5,120, parameters ")
