@@ -1,7 +1,8 @@
 """Matrix product with a weight, by the fastest route of the machine.
 
-x (..., in), weight (out, in) -> x weight^T (..., out); CPU float32 goes through oneDNN, all else through torch;
-inside `bf16_products`, CPU float32 factors are rounded to bfloat16 first
+x (..., in), weight (out, in) -> x weight^T (..., out); CPU float32 goes through our C++ where the weight is small and
+wants no gradient, else through oneDNN; all else through torch; inside `bf16_products`, CPU float32 factors are rounded
+to bfloat16 first
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from hybridna_kernels import cpu, dispatch
 
 _rounded = False
 
@@ -34,6 +37,24 @@ def _has_onednn():
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def can_fuse(x, *weights):
+    """Say whether `cpu.product` takes these now: CPU float32, no gradient wanted, small weights that are not trained.
+
+    It follows the choice for the gated norm, the op most like what it does around a product.
+    """
+    if _rounded or x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    if any(not _is_fixed(w) or w.numel() > cpu.LARGEST_WEIGHT for w in weights):
+        return False
+    return dispatch.forced().get("gated_rms_norm") in (None, "cpu") and cpu.refuse(x, *weights) is None
+
+
+def _is_fixed(weight):
+    # One that is trained, or is made anew for a call, would be laid out as panels each time; inference tensors do not
+    # say when they change.
+    return isinstance(weight, torch.nn.Parameter) and not (weight.requires_grad or weight.is_inference())
+
+
 def linear(x, weight, bias=None):
     """Multiply by a weight as `torch.nn.functional.linear` does.
 
@@ -45,6 +66,9 @@ def linear(x, weight, bias=None):
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not _has_onednn():
         return F.linear(x, weight, bias)
+    if can_fuse(x, weight):
+        y = cpu.product(x, weight)
+        return y if bias is None else y + bias
     if _rounded:
         y = _RoundedLinear.apply(x, weight)
         return y if bias is None else y + bias

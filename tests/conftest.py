@@ -1,6 +1,5 @@
 """Fixtures that the whole suite shares."""
 
-import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -12,10 +11,6 @@ ROOT = Path(__file__).resolve().parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One worker per core: more threads in each, and in what it starts, would only wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-if importlib.util.find_spec("triton") is not None:
-    # Read when Triton is first imported, by whatever test that is; without it kernels/test_triton.py has no device.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

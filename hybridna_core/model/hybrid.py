@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from hybridna_core.model.layers import AttentionMixer, GatedMLP, Linear, RMSNorm
+from hybridna_core.model.layers import AttentionMixer, GatedMLP, Linear, RMSNorm, fusable
 from hybridna_core.model.mamba2 import Mamba2Mixer
 from hybridna_core.model.state import ModelState
 from hybridna_core.tokenizer import Tokenizer
@@ -47,6 +47,9 @@ class Block(nn.Module):
 
     def _read(self, x, state):
         mixer = self.self_attn if self.kind == "attention" else self.mamba
+        if fusable(x, *mixer.projections, *self.feed_forward.projections):
+            x, state = mixer.add(x, self.input_layernorm, state)
+            return self.feed_forward.add(x, self.pre_ff_layernorm), state
         mixed, state = mixer(self.input_layernorm(x), state)
         x, normed = self.pre_ff_layernorm.add(x, mixed)
         return x + self.feed_forward(normed), state

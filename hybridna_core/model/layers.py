@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from hybridna_core.model.state import AttentionState
-from hybridna_kernels import dispatch
-from hybridna_kernels.gemm import linear
+from hybridna_kernels import cpu, dispatch
+from hybridna_kernels.gemm import can_fuse, linear
 from hybridna_kernels.pointwise import add_rms_norm, silu_mul
 
 
@@ -36,6 +36,11 @@ class Linear(nn.Module):
         return linear(x, self.weight)
 
 
+def fusable(x, *projections):
+    """Say whether products with these projections can take up the norms and sums around them (`cpu.product`)."""
+    return all(type(p) is Linear for p in projections) and can_fuse(x, *(p.weight for p in projections))
+
+
 class AttentionMixer(nn.Module):
     """Causal grouped-query attention without position code, bias or query/key norm."""
 
@@ -49,8 +54,21 @@ class AttentionMixer(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_width, **at)
         self.o_proj = Linear(config.hidden_size, config.hidden_size, **at)
 
+    @property
+    def projections(self):
+        return self.q_proj, self.k_proj, self.v_proj, self.o_proj
+
     def forward(self, x, state):
         """Mix (batch, length, hidden) along the length; return it and the grown AttentionState."""
+        out, state = self._attend(x, state)
+        return self.o_proj(out), state
+
+    def add(self, x, norm, state):
+        """Return x + mixer(norm(x)) and the grown AttentionState, for `fusable` projections."""
+        out, state = self._attend(norm(x), state)
+        return cpu.product(out, self.o_proj.weight, add=x), state
+
+    def _attend(self, x, state):
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -58,7 +76,7 @@ class AttentionMixer(nn.Module):
             k, v = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
         state = AttentionState(k, v, state.shared_keys, state.shared_values)
         out = dispatch.run("attention", q, k, v, shared_k=state.shared_keys, shared_v=state.shared_values)
-        return self.o_proj(out.flatten(2)), state
+        return out.flatten(2), state
 
 
 class GatedMLP(nn.Module):
@@ -71,5 +89,14 @@ class GatedMLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, **at)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, **at)
 
+    @property
+    def projections(self):
+        return self.gate_proj, self.up_proj, self.down_proj
+
     def forward(self, x):
         return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
+
+    def add(self, x, norm):
+        """Return x + mlp(norm(x)), for `fusable` projections."""
+        inner = cpu.product(x, self.gate_proj.weight, up=self.up_proj.weight, norm=norm.weight, eps=norm.eps)
+        return cpu.product(inner, self.down_proj.weight, add=x)

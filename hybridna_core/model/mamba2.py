@@ -9,7 +9,7 @@ from torch import nn
 
 from hybridna_core.model.layers import Linear
 from hybridna_core.model.state import MambaState
-from hybridna_kernels import dispatch
+from hybridna_kernels import cpu, dispatch
 
 
 class Conv1d(nn.Module):
@@ -50,11 +50,26 @@ class Mamba2Mixer(nn.Module):
         self.norm = GatedRMSNorm(width, config.rms_norm_eps, device)
         self.out_proj = Linear(width, config.hidden_size, **at)
 
+    @property
+    def projections(self):
+        return self.in_proj, self.out_proj
+
     def forward(self, x, state):
         """Mix (batch, length, hidden) along the length; return it and the new MambaState."""
+        y, z, state = self._scan(self.in_proj(x), state)
+        return self.out_proj(self.norm(y, z)), state
+
+    def add(self, x, norm, state):
+        """Return x + mixer(norm(x)) and the new MambaState, for `fusable` projections."""
+        y, z, state = self._scan(cpu.product(x, self.in_proj.weight, norm=norm.weight, eps=norm.eps), state)
+        inner = self.norm
+        return cpu.product(y, self.out_proj.weight, z=z, norm=inner.weight, eps=inner.eps, add=x), state
+
+    def _scan(self, projected, state):
+        """Run what lies between the projections; return y and its gate z (batch, length, width), and the new state."""
         c = self.config
-        batch, length, _ = x.shape
-        z, mixed, dt = self.in_proj(x).split([c.mamba_width, c.conv_width, c.mamba_n_heads], dim=-1)
+        batch, length, _ = projected.shape
+        z, mixed, dt = projected.split([c.mamba_width, c.conv_width, c.mamba_n_heads], dim=-1)
         weight = self.conv1d.weight[:, 0]
         mixed, conv = dispatch.run("causal_conv1d", mixed, weight, self.conv1d.bias, state=state.conv)
         group_width = c.mamba_n_groups * c.mamba_d_state
@@ -71,7 +86,6 @@ class Mamba2Mixer(nn.Module):
             y, ssm = dispatch.run("ssd_step", inner, dt, A, B, C, self.D, state.ssm, rows=state.rows)
         else:
             # Under autocast too the recurrence sums in float32.
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(projected.device.type, enabled=False):
                 y, ssm = dispatch.run("ssd_scan", inner, dt, A, B, C, self.D, state=state.gather())
-        y = self.norm(y.reshape(batch, length, c.mamba_width), z)
-        return self.out_proj(y), MambaState(conv, ssm)
+        return y.reshape(batch, length, c.mamba_width), z, MambaState(conv, ssm)

@@ -6,6 +6,10 @@ tensors -> pointers and strides, copies only where the last dimension is not den
 import torch
 
 from hybridna_kernels.cpu import build, forward, training
+from hybridna_kernels.cpu.projection import LARGEST as LARGEST_WEIGHT
+from hybridna_kernels.cpu.projection import panels, product
+
+__all__ = ["LARGEST_WEIGHT", "panels", "product"]
 
 # What the library's fixed buffers hold.
 LARGEST_STATE_SIZE, LARGEST_CONV, LARGEST_HEAD = 512, 64, 256

@@ -16,7 +16,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCES = "scan.cpp", "scan_backward.cpp", "step.cpp", "rows.cpp", "rows_backward.cpp", "attention.cpp"
+SOURCES = (
+    "scan.cpp", "scan_backward.cpp", "step.cpp", "rows.cpp", "rows_backward.cpp", "attention.cpp", "product.cpp",
+)  # fmt: skip
 HEADERS = ("simd.hpp",)
 # Nothing that changes results: no -ffast-math.
 FLAGS = "-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"
