@@ -15,7 +15,8 @@ import numpy as np
 from hybridna_core.checkpoint import version
 from hybridna_core.data.genotypes import SampleColumns
 from hybridna_core.data.inputs import warn
-from hybridna_core.data.vcf import CONTIG_NAME, VcfWriter, build_index, open_lines, to_bytes
+from hybridna_core.data.vcf import CONTIG_NAME, to_bytes
+from hybridna_core.data.vcf_output import VcfWriter, build_index, open_lines
 from hybridna_core.data.writers import is_stdout
 from hybridna_core.errors import DataError, UsageError
 

@@ -5,7 +5,8 @@ Scores of a record -> lines of a table; text of --fail-on -> statuses
 
 from hybridna_core.data.inputs import printable
 from hybridna_core.data.variants import REASONS
-from hybridna_core.data.vcf import open_lines, to_bytes
+from hybridna_core.data.vcf import to_bytes
+from hybridna_core.data.vcf_output import open_lines
 from hybridna_core.errors import UsageError, nearest
 
 MEANINGS = {

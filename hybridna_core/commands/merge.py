@@ -14,7 +14,8 @@ from hybridna_core.data.partial import finish_renaming, hold_outputs
 from hybridna_core.data.shards import KEY, Part, read_part
 from hybridna_core.data.table_parts import copy_lines, is_table
 from hybridna_core.data.tables import finish_table, keys_beside, table_suffix
-from hybridna_core.data.vcf import OUTPUT_TYPES, Header, choose_output_type, open_lines, to_text
+from hybridna_core.data.vcf import Header, to_text
+from hybridna_core.data.vcf_output import OUTPUT_TYPES, choose_output_type, open_lines
 from hybridna_core.data.writers import check_output, is_stdout
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.score_fields import check_index, check_old_index, index_output, is_bgzip_name

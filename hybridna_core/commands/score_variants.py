@@ -31,7 +31,8 @@ from hybridna_core.data.judging import (
 from hybridna_core.data.partial import finish_renaming, hold_outputs
 from hybridna_core.data.shards import cut, drop_part, mark_part, parse_shard
 from hybridna_core.data.variants import CHECK_REF, SCORED
-from hybridna_core.data.vcf import INFO_KEY, Header, VcfReader, choose_output_type, read_regions
+from hybridna_core.data.vcf import INFO_KEY, Header, VcfReader, read_regions
+from hybridna_core.data.vcf_output import choose_output_type
 from hybridna_core.data.writers import check_output, is_stdout, load_pyarrow
 from hybridna_core.errors import DataError, UsageError
 from hybridna_core.haplotype_scores import HaplotypeScorer, check_rule, check_samples

@@ -16,18 +16,8 @@ from genome_files import bgzip, block, put, warnings_of
 
 from hybridna_core.data import inputs
 from hybridna_core.data.inputs import BGZF_EOF
-from hybridna_core.data.vcf import (
-    BgzfWriter,
-    Header,
-    Record,
-    VcfReader,
-    VcfWriter,
-    build_index,
-    check_index,
-    choose_output_type,
-    merge_regions,
-    read_regions,
-)
+from hybridna_core.data.vcf import Header, Record, VcfReader, check_index, merge_regions, read_regions
+from hybridna_core.data.vcf_output import BgzfWriter, VcfWriter, build_index, choose_output_type
 from hybridna_core.errors import DataError, HybriDNAError, SystemFault, UsageError
 
 HEADER = (
