@@ -49,6 +49,18 @@ def can_fuse(x, *weights):
     return dispatch.forced().get("gated_rms_norm") in (None, "cpu") and cpu.refuse(x, *weights) is None
 
 
+def can_fuse_block(x, state, block):
+    """Say whether `cpu.mamba_block` takes these now. x (batch, length, hidden), state (conv, ssm, rows)"""
+    # It follows the choice for each of the ops that it is made of.
+    chosen = dispatch.forced()
+    if any(chosen.get(op) not in (None, "cpu") for op in ("ssd_scan", "ssd_step", "causal_conv1d")):
+        return False
+    return (
+        can_fuse(x, block.in_proj, block.out_proj, block.gate, block.up, block.down)
+        and cpu.refuse_mamba_block(x, state, block) is None
+    )
+
+
 def _is_fixed(weight):
     # One that is trained, or is made anew for a call, would be laid out as panels each time; inference tensors do not
     # say when they change.

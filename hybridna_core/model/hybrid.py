@@ -11,9 +11,10 @@ from torch import nn
 
 from hybridna_core.model.layers import AttentionMixer, GatedMLP, Linear, RMSNorm, fusable
 from hybridna_core.model.mamba2 import Mamba2Mixer
-from hybridna_core.model.state import ModelState
+from hybridna_core.model.state import MambaState, ModelState
 from hybridna_core.tokenizer import Tokenizer
-from hybridna_kernels.gemm import linear
+from hybridna_kernels import cpu
+from hybridna_kernels.gemm import can_fuse_block, linear
 
 # Tokens read per pass where no gradient is needed: longer temporaries are slower on CPU, and cost memory everywhere.
 CPU_SEGMENT, GPU_SEGMENT = 1024, 32768
@@ -47,12 +48,29 @@ class Block(nn.Module):
 
     def _read(self, x, state):
         mixer = self.self_attn if self.kind == "attention" else self.mamba
-        if fusable(x, *mixer.projections, *self.feed_forward.projections):
-            x, state = mixer.add(x, self.input_layernorm, state)
-            return self.feed_forward.add(x, self.pre_ff_layernorm), state
+        if not self._is_trained(x, state) and fusable(x, *mixer.projections, *self.feed_forward.projections):
+            return self._read_fused(mixer, x, state)
         mixed, state = mixer(self.input_layernorm(x), state)
         x, normed = self.pre_ff_layernorm.add(x, mixed)
         return x + self.feed_forward(normed), state
+
+    def _is_trained(self, x, state):
+        """Say whether a gradient is wanted of what is read, of the state or of any weight here."""
+        if not torch.is_grad_enabled():
+            return False
+        return any(t is not None and t.requires_grad for t in (x, *state, *self.parameters()))
+
+    def _read_fused(self, mixer, x, state):
+        if self.kind == "mamba":
+            whole = mixer.with_mlp(self.input_layernorm, self.pre_ff_layernorm, self.feed_forward)
+            if can_fuse_block(x, state, whole):
+                rows = state.rows if x.shape[1] == 1 else None
+                x, conv, ssm = cpu.mamba_block(
+                    x, state.conv, state.ssm if rows is not None else state.gather(), rows, whole
+                )
+                return x, MambaState(conv, ssm)
+        x, state = mixer.add(x, self.input_layernorm, state)
+        return self.feed_forward.add(x, self.pre_ff_layernorm), state
 
 
 class Backbone(nn.Module):

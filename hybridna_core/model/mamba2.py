@@ -65,6 +65,15 @@ class Mamba2Mixer(nn.Module):
         inner = self.norm
         return cpu.product(y, self.out_proj.weight, z=z, norm=inner.weight, eps=inner.eps, add=x), state
 
+    def with_mlp(self, norm, mlp_norm, mlp):
+        """Return the weights of a block of this mixer and an MLP, each with its norm, for `cpu.mamba_block`."""
+        c = self.config
+        return cpu.MambaBlock(
+            norm.weight, self.in_proj.weight, self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D,
+            self.norm.weight, self.out_proj.weight, mlp_norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight,
+            mlp.down_proj.weight, norm.eps, self.norm.eps, mlp_norm.eps, c.time_step_limit, c.mamba_n_groups,
+        )  # fmt: skip
+
     def _scan(self, projected, state):
         """Run what lies between the projections; return y and its gate z (batch, length, width), and the new state."""
         c = self.config

@@ -6,10 +6,11 @@ tensors -> pointers and strides, copies only where the last dimension is not den
 import torch
 
 from hybridna_kernels.cpu import build, forward, training
+from hybridna_kernels.cpu.block import MambaBlock, mamba_block
 from hybridna_kernels.cpu.projection import LARGEST as LARGEST_WEIGHT
 from hybridna_kernels.cpu.projection import panels, product
 
-__all__ = ["LARGEST_WEIGHT", "panels", "product"]
+__all__ = ["LARGEST_WEIGHT", "MambaBlock", "mamba_block", "panels", "product"]
 
 # What the library's fixed buffers hold.
 LARGEST_STATE_SIZE, LARGEST_CONV, LARGEST_HEAD = 512, 64, 256
@@ -79,6 +80,16 @@ def causal_conv1d(x, weight, bias, *, state=None):
         return y, x[:, length - width + 1 :].clone(memory_format=torch.contiguous_format)
     before = x.new_zeros(x.shape[0], width - 1, x.shape[2]) if state is None else state
     return y, torch.cat([before[:, length:], x], dim=1)
+
+
+def refuse_mamba_block(x, state, block):
+    """Say why `mamba_block` cannot take a state (conv, ssm) and a MambaBlock, or None; its products are not asked."""
+    heads, size = state.ssm.shape[1], state.ssm.shape[3]
+    if size > LARGEST_STATE_SIZE or block.conv.shape[-1] > LARGEST_CONV:
+        return "larger than the library's buffers"
+    if training.wanted(x, *state[:2], *block.tensors):
+        return "no backward"
+    return "heads do not divide into groups" if heads % block.groups else refuse(x, state.ssm, *block.tensors)
 
 
 def refuse_attention(args, kwargs):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 SOURCES = (
     "scan.cpp", "scan_backward.cpp", "step.cpp", "rows.cpp", "rows_backward.cpp", "attention.cpp", "product.cpp",
+    "block.cpp",
 )  # fmt: skip
 HEADERS = ("simd.hpp",)
 # Nothing that changes results: no -ffast-math.

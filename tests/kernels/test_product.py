@@ -1,5 +1,7 @@
 """The C++ products with small weights against float64, row by row the same bits, and when they are used."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,18 +122,27 @@ def test_small_fixed_weights_are_taken_and_no_others(monkeypatch):
 def test_a_network_with_fixed_weights_fuses_its_blocks_and_gives_the_same(monkeypatch):
     model = HybridLM(TINY).eval().requires_grad_(False)
     tokens = torch.randint(7, 11, (2, 70), generator=torch.Generator().manual_seed(0))
-    calls = []
-    taken = cpu.product
-    monkeypatch.setattr(cpu, "product", lambda *args, **more: calls.append(1) or taken(*args, **more))
+    calls = Counter()
+
+    def count(name):
+        taken = getattr(cpu, name)
+        monkeypatch.setattr(cpu, name, lambda *args, **more: calls.update([name]) or taken(*args, **more))
+
+    count("product")
+    count("mamba_block")
     found, state = model(tokens)
-    # Two products of each mixer and of each MLP, three more for queries, keys and values less the one of in_proj.
-    assert len(calls) == 2 * 4 + 6
-    monkeypatch.setenv("HYBRIDNA_KERNELS", "reference")
-    calls.clear()
-    wanted, expected = model(tokens)
-    assert not calls
-    assert (found - wanted).abs().max() < 1e-5
-    assert (state.layers[0].ssm - expected.layers[0].ssm).abs().max() < 1e-5
+    # The block of attention has four products and two of its MLP.
+    assert calls == {"mamba_block": 2, "product": 6}
+    for text, expected in (
+        ("ssd_scan=chunked", {"product": 2 * 4 + 6}), ("causal_conv1d=reference", {"product": 2 * 4 + 6}),
+        ("reference", {}),
+    ):  # fmt: skip
+        monkeypatch.setenv("HYBRIDNA_KERNELS", text)
+        calls.clear()
+        wanted, after = model(tokens)
+        assert calls == expected
+        assert (found - wanted).abs().max() < 1e-5
+        assert (state.layers[0].ssm - after.layers[0].ssm).abs().max() < 1e-5
 
 
 def test_adapters_and_trained_weights_are_not_bypassed():
