@@ -118,9 +118,10 @@ def backends(op):
 def report(device="cpu", dtype=torch.float32):
     """List (op, backend, state) for `doctor`; state is "in use", "usable" or the reason for refusing.
 
-    A backend that depends on the arguments is judged on a plain forward pass on that device, in that dtype.
+    A backend that depends on the arguments is judged on a plain forward pass on that device, in that dtype. mamba_block
+    is what reads a whole block in one call; refused, the block is read op by op.
     """
-    from hybridna_kernels import parity
+    from hybridna_kernels import gemm, parity
 
     rows = []
     for op in OPS:
@@ -131,6 +132,8 @@ def report(device="cpu", dtype=torch.float32):
             reason = refusal(op, name, args, kwargs)
             rows.append((op, name, reason or ("in use" if first else "usable")))
             first = first and reason is not None
+    x, conv, ssm, _, block = parity.example_block(device=device, dtype=dtype)
+    rows.append(("mamba_block", "cpu", gemm.refuse_block(x, conv, ssm, block) or "in use"))
     rows += [(op, name, reason) for name, op, reason in installed.absent()]
     return rows
 

@@ -49,16 +49,15 @@ def can_fuse(x, *weights):
     return dispatch.forced().get("gated_rms_norm") in (None, "cpu") and cpu.refuse(x, *weights) is None
 
 
-def can_fuse_block(x, state, block):
-    """Say whether `cpu.mamba_block` takes these now. x (batch, length, hidden), state (conv, ssm, rows)"""
+def refuse_block(x, conv, ssm, block):
+    """Say why `cpu.mamba_block` does not take these now, or None; shapes as there."""
     # It follows the choice for each of the ops that it is made of.
     chosen = dispatch.forced()
-    if any(chosen.get(op) not in (None, "cpu") for op in ("ssd_scan", "ssd_step", "causal_conv1d")):
-        return False
-    return (
-        can_fuse(x, block.in_proj, block.out_proj, block.gate, block.up, block.down)
-        and cpu.refuse_mamba_block(x, state, block) is None
-    )
+    if any(chosen.get(op) not in (None, "cpu") for op in ("ssd_scan", "ssd_step", "causal_conv1d", "gated_rms_norm")):
+        return "HYBRIDNA_KERNELS asks for others"
+    if not can_fuse(x, block.in_proj, block.out_proj, block.gate, block.up, block.down):
+        return cpu.refuse(x) or "needs small weights that are not trained"
+    return cpu.refuse_mamba_block(x, conv, ssm, block)
 
 
 def _is_fixed(weight):

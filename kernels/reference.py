@@ -1,4 +1,4 @@
-"""Plain torch definitions of the five ops.
+"""Plain torch definitions of the five ops, and of the block that is made of them.
 
 ssd_scan_sequential is the truth for the recurrence; ssd_scan is the same sum in chunks, which runs without extras.
 x, dt, B, C -> chunk states -> states passed on -> read-out + causal block -> y
@@ -209,3 +209,27 @@ def gated_rms_norm(y, z, weight, eps):
     gated = y.to(exact) * F.silu(z.to(exact))
     scale = torch.rsqrt(gated.square().mean(-1, keepdim=True) + eps)
     return (gated * scale * weight.to(exact)).to(y.dtype)
+
+
+def mamba_block(x, conv, ssm, rows, block):
+    """Read through a Mamba-2 block and its MLP, op by op; shapes as in `cpu.mamba_block`, block a `cpu.MambaBlock`."""
+    heads, head_dim, size = ssm.shape[1:]
+    width, wide = heads * head_dim, block.groups * size
+
+    def normalize(t, weight, eps):
+        return F.rms_norm(t, t.shape[-1:], weight, eps)
+
+    projected = normalize(x, block.norm, block.eps) @ block.in_proj.t()
+    z, mixed, dt = projected.split([width, width + 2 * wide, heads], dim=-1)
+    mixed, conv = causal_conv1d(mixed, block.conv[:, 0], block.conv_bias, state=conv)
+    inner, B, C = mixed.split([width, wide, wide], dim=-1)
+    B, C = (t.unflatten(-1, (block.groups, size)) for t in (B, C))
+    dt = F.softplus(dt + block.dt_bias)
+    dt = dt if block.dt_range is None else dt.clamp(*block.dt_range)
+    state = ssm if rows is None else ssm.index_select(0, rows)
+    y, ssm = ssd_scan_sequential(
+        inner.unflatten(-1, (heads, head_dim)), dt, -torch.exp(block.A_log), B, C, block.D, state=state
+    )
+    x = x + gated_rms_norm(y.flatten(2), z, block.gated_norm, block.gated_eps) @ block.out_proj.t()
+    normed = normalize(x, block.mlp_norm, block.mlp_eps)
+    return x + (F.silu(normed @ block.gate.t()) * (normed @ block.up.t())) @ block.down.t(), conv, ssm

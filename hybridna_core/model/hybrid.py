@@ -14,7 +14,7 @@ from hybridna_core.model.mamba2 import Mamba2Mixer
 from hybridna_core.model.state import MambaState, ModelState
 from hybridna_core.tokenizer import Tokenizer
 from hybridna_kernels import cpu
-from hybridna_kernels.gemm import can_fuse_block, linear
+from hybridna_kernels.gemm import linear, refuse_block
 
 # Tokens read per pass where no gradient is needed: longer temporaries are slower on CPU, and cost memory everywhere.
 CPU_SEGMENT, GPU_SEGMENT = 1024, 32768
@@ -63,7 +63,7 @@ class Block(nn.Module):
     def _read_fused(self, mixer, x, state):
         if self.kind == "mamba":
             whole = mixer.with_mlp(self.input_layernorm, self.pre_ff_layernorm, self.feed_forward)
-            if can_fuse_block(x, state, whole):
+            if refuse_block(x, state.conv, state.ssm, whole) is None:
                 rows = state.rows if x.shape[1] == 1 else None
                 x, conv, ssm = cpu.mamba_block(
                     x, state.conv, state.ssm if rows is not None else state.gather(), rows, whole

@@ -82,14 +82,14 @@ def causal_conv1d(x, weight, bias, *, state=None):
     return y, torch.cat([before[:, length:], x], dim=1)
 
 
-def refuse_mamba_block(x, state, block):
-    """Say why `mamba_block` cannot take a state (conv, ssm) and a MambaBlock, or None; its products are not asked."""
-    heads, size = state.ssm.shape[1], state.ssm.shape[3]
+def refuse_mamba_block(x, conv, ssm, block):
+    """Say why `mamba_block` cannot take these, or None; whether its products can is asked elsewhere."""
+    heads, size = ssm.shape[1], ssm.shape[3]
     if size > LARGEST_STATE_SIZE or block.conv.shape[-1] > LARGEST_CONV:
         return "larger than the library's buffers"
-    if training.wanted(x, *state[:2], *block.tensors):
+    if training.wanted(x, conv, ssm, *block.tensors):
         return "no backward"
-    return "heads do not divide into groups" if heads % block.groups else refuse(x, state.ssm, *block.tensors)
+    return "heads do not divide into groups" if heads % block.groups else refuse(x, ssm, *block.tensors)
 
 
 def refuse_attention(args, kwargs):

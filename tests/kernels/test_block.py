@@ -114,19 +114,19 @@ def test_it_is_refused_where_it_could_not_be_right(monkeypatch):
     def whole():
         return block.mamba.with_mlp(block.input_layernorm, block.pre_ff_layernorm, block.feed_forward)
 
-    assert gemm.can_fuse_block(x, state, whole())
-    assert not gemm.can_fuse_block(x.double(), state, whole())
+    assert gemm.refuse_block(x, *state[:2], whole()) is None
+    assert gemm.refuse_block(x.double(), *state[:2], whole())
     for op in ("ssd_scan=chunked", "ssd_step=reference", "causal_conv1d=reference", "gated_rms_norm=reference"):
         monkeypatch.setenv("HYBRIDNA_KERNELS", op)
-        assert not gemm.can_fuse_block(x, state, whole())
+        assert gemm.refuse_block(x, *state[:2], whole())
     monkeypatch.delenv("HYBRIDNA_KERNELS")
     for name in ("A_log", "D", "dt_bias"):
         getattr(block.mamba, name).requires_grad_(True)
-        assert not gemm.can_fuse_block(x, state, whole())
+        assert gemm.refuse_block(x, *state[:2], whole())
         with torch.no_grad():
-            assert gemm.can_fuse_block(x, state, whole())
+            assert gemm.refuse_block(x, *state[:2], whole()) is None
         getattr(block.mamba, name).requires_grad_(False)
-    assert not gemm.can_fuse_block(x, state._replace(ssm=state.ssm.requires_grad_()), whole())
+    assert gemm.refuse_block(x, state.conv, state.ssm.requires_grad_(), whole())
 
 
 @pytest.mark.parametrize(
