@@ -195,7 +195,7 @@ def _time_passes(ours, length, task, precision, repeats):
 
     what = "logits" if task == "forward" else "gradients"
     difference = check_equal(what, run_ours(), run_theirs(), TOLERANCE[precision], f"{length} tokens")
-    weights = [p.detach() for name, p in ours.named_parameters() if p.ndim == 2 and "embed" not in name]
+    weights = [p for name, p in ours.named_parameters() if p.ndim == 2 and "embed" not in name]
     inputs = {w.shape[1]: torch.randn(min(length, ours.segment), w.shape[1]) for w in weights}
 
     @torch.no_grad()
