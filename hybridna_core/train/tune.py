@@ -123,10 +123,12 @@ def _learn(
 
 def _examine(predictor, scheme, sets, rows, position):
     """Measure the validation and test rows; return a Tuned."""
+    # As it will be used: what wants no gradient may go through other kernels.
+    predictor.requires_grad_(False)
     held = [name for name in ("valid", "test") if name in sets]
     outputs = {name: predict_outputs(predictor, rows[name]) for name in held}
     measures = {name: measure(scheme.task, np.asarray(sets[name].targets), outputs[name], scheme.sd) for name in held}
-    return Tuned(predictor.requires_grad_(False), position, measures, outputs)
+    return Tuned(predictor, position, measures, outputs)
 
 
 def lora_of(config):
