@@ -4,7 +4,9 @@ designs of one prompt, constraints, reference -> counted and compared -> Certifi
 """
 
 import itertools
+import re
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -65,8 +67,9 @@ class Certificate(NamedTuple):
     fields: dict
 
     def to_record(self):
-        """Return the FASTA record."""
-        return fasta_record(self.name, self.sequence, {key: _spell(key, v) for key, v in self.fields.items()})
+        """Return the FASTA record; blanks within a value are written as in a URL (%20)."""
+        fields = {key: re.sub(r"[\s%]", _escape, _spell(key, value)) for key, value in self.fields.items()}
+        return fasta_record(self.name, self.sequence, fields)
 
     def to_row(self, model_digest):
         """Return the line of the table; a value that there is none of is a point."""
@@ -123,8 +126,13 @@ def read_certificates(lines):
             continue
         if head is not None:
             name, *words = head.split() or [""]
-            yield Certificate(name, "".join(parts), dict(word.split("=", 1) for word in words if "=" in word))
+            fields = {key: unquote(value) for key, found, value in (word.partition("=") for word in words) if found}
+            yield Certificate(name, "".join(parts), fields)
         head, parts = line[1:], []
+
+
+def _escape(match):
+    return "".join(f"%{byte:02X}" for byte in match.group().encode())
 
 
 _DIGITS = {"log_prob": "{:.4f}", "gc": "{:.3f}", "posterior": "{:.4g}"}

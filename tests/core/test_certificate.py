@@ -101,6 +101,16 @@ def test_words_that_are_no_fields_are_left_out():
     ]  # fmt: skip
 
 
+def test_blanks_in_a_value_come_back_from_the_fasta():
+    how = {"model": "/data/my models/100% yeast", "method": "sampling"}
+    (made,) = certify("d", [Design("ACGTAC", -3.0, 0.5, None, 0)], None, None, how)
+    record = made.to_record()
+    assert " model=/data/my%20models/100%25%20yeast" in record.splitlines()[0]
+    (found,) = read_certificates(record.splitlines(keepends=True))
+    assert found.fields["model"] == how["model"] and found.fields["method"] == "sampling"
+    assert set(found.fields) == set(made.fields)
+
+
 def test_a_design_that_breaks_a_constraint_stops_the_run():
     with pytest.raises(GuardError, match="x_1: does not satisfy --forbid"):
         certify("x", [Design("GGAATTCC", -3.0, 0.5, None, 0)], parse_constraints(forbid="EcoRI"), None, {})
