@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench bench-train bench-score bench-embed bench-beam bench-lengths heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
+.PHONY: demo test lint docs examples bench bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -30,9 +30,13 @@ BENCH ?=
 bench: .venv/bin/pytest
 	.venv/bin/hybridna bench $(BENCH)
 
-bench-train bench-score bench-embed bench-beam bench-lengths: bench-%: .venv/bin/pytest
+bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths: bench-%: .venv/bin/pytest
 	mkdir -p $(SCRATCH)/bench
 	.venv/bin/hybridna bench --task $* --plot $(SCRATCH)/bench/$*.png --force --summary-json $(SCRATCH)/bench/$*.json $(BENCH)
+
+# Each command with its kernels and in plain torch, results compared.
+bench-commands: .venv/bin/pytest
+	.venv/bin/python docs/time_commands.py
 
 # Scores of the bundled model beside two full passes per allele, held against aims.
 sharing: .venv/bin/pytest

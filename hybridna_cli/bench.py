@@ -7,16 +7,16 @@ import typer
 from hybridna_cli.console import reporting
 from hybridna_cli.options import Force, Quiet, SummaryJson, Threads
 
-TASKS = """forward: a pass of the model, or train: forward, loss and all gradients, beside transformers' Bamba; score,
-embed, beam: alleles, regions, and a step of beams, beside a slow way; lengths: speed and memory of tokens beside a
-Transformer."""
+TASKS = """forward: a pass of the model, or train: forward, loss and all gradients, beside transformers' Bamba; mixer:
+a Mamba-2 mixer beside transformers'; score, embed, beam: alleles, regions, and a step of beams, beside a slow way;
+lengths: speed and memory of tokens beside a Transformer."""
 
 
 def bench(
     task: Annotated[str, typer.Option("--task", metavar="TASK", help=" ".join(TASKS.split()))] = "forward",
     precision: Annotated[
         str,
-        typer.Option("--precision", metavar="KIND", help="Of products in forward and train: fp32 or bf16."),
+        typer.Option("--precision", metavar="KIND", help="Of products in forward, train and mixer: fp32 or bf16."),
     ] = "fp32",
     hidden_size: Annotated[
         int | None,
@@ -80,12 +80,14 @@ def spell_timings(found):
     """Yield the header and the rows of a table of Timings."""
     yield (
         "case", "tokens", "count", "hybridna_s", "fastest", "slowest", "other_s", "other_fastest", "other_slowest",
-        "ratio", f"{found.unit}_per_s", "products_s", "largest_difference",
+        "ratio", f"{found.unit}_per_s", "products_s", "peak_share",
+        "largest_difference",
     )  # fmt: skip
     for row in found.rows:
         seconds = [f"{value:.4f}" for value in (*row.hybridna, *row.other)]
         products = "" if row.products is None else f"{row.products:.4f}"
-        rest = f"{row.ratio:.2f}", f"{row.per_second:.4g}", products, f"{row.difference:.1e}"
+        share = "" if row.peak_share is None else f"{row.peak_share:.3f}"
+        rest = f"{row.ratio:.2f}", f"{row.per_second:.4g}", products, share, f"{row.difference:.1e}"
         yield row.case or found.task, str(row.tokens), str(row.count), *seconds, *rest
 
 

@@ -22,6 +22,7 @@ class Timing(NamedTuple):
     per_second  count by the median of ours
     difference  largest one between the results of the two
     products    seconds (median) that the matrix products with weights of a forward pass take by themselves, or None
+    peak_share  floating-point operations a second of our way, by those of multiply-adds on registers alone, or None
     """
 
     case: str
@@ -33,6 +34,7 @@ class Timing(NamedTuple):
     per_second: float
     difference: float
     products: float | None = None
+    peak_share: float | None = None
 
 
 def make_timing(case, tokens, count, seconds, difference):

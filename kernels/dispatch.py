@@ -9,27 +9,31 @@ from types import MappingProxyType
 
 import torch
 
-from hybridna_kernels import cpu, installed, reference, triton
+from hybridna_kernels import cpu, installed, packages, reference, triton
 
 # Per op: (backend name, function, refuse). `refuse(args, kwargs)` gives None or a short reason.
 _CANDIDATES = {
     "ssd_scan": [
         ("triton", triton.ssd_scan, triton.refuse_ssd_scan),
+        ("mamba_ssm", packages.ssd_scan, packages.refuse_ssd_scan),
         ("cpu", cpu.ssd_scan, cpu.refuse_ssd_scan),
         ("chunked", reference.ssd_scan, None),
         ("sequential", reference.ssd_scan_sequential, None),
     ],
     "ssd_step": [
         ("triton", triton.ssd_step, triton.refuse_ssd_step),
+        ("mamba_ssm", packages.ssd_step, packages.refuse_ssd_step),
         ("cpu", cpu.ssd_step, cpu.refuse_ssd_step),
         ("reference", reference.ssd_step, None),
     ],
     "causal_conv1d": [
         ("triton", triton.causal_conv1d, triton.refuse_causal_conv1d),
+        ("causal_conv1d", packages.causal_conv1d, packages.refuse_causal_conv1d),
         ("cpu", cpu.causal_conv1d, cpu.refuse_causal_conv1d),
         ("reference", reference.causal_conv1d, None),
     ],
     "attention": [
+        ("flash_attn", packages.attention, packages.refuse_attention),
         ("cpu", cpu.attention, cpu.refuse_attention),
         ("sdpa", installed.sdpa, installed.refuse_sdpa),
         ("reference", reference.attention, None),
@@ -43,7 +47,7 @@ _CANDIDATES = {
 OPS = tuple(_CANDIDATES)
 
 # Backends that run unasked only where they were tested, and what says so of the first tensor's device.
-_UNTESTED = {"triton": triton.untested}
+_UNTESTED = {"triton": triton.untested, **dict.fromkeys(packages.SERVED, packages.untested)}
 
 # What `reference` means where no backend has that name.
 _REFERENCES = {"ssd_scan": "chunked"}
@@ -118,8 +122,8 @@ def backends(op):
 def report(device="cpu", dtype=torch.float32):
     """List (op, backend, state) for `doctor`; state is "in use", "usable" or the reason for refusing.
 
-    A backend that depends on the arguments is judged on a plain forward pass on that device, in that dtype. mamba_block
-    is what reads a whole block in one call; refused, the block is read op by op.
+    A backend that depends on the arguments is judged on a plain forward pass on that device, in that dtype. What
+    reads whole blocks in one call has rows of its own; refused, blocks are read op by op.
     """
     from hybridna_kernels import gemm, parity
 
@@ -132,10 +136,12 @@ def report(device="cpu", dtype=torch.float32):
             reason = refusal(op, name, args, kwargs)
             rows.append((op, name, reason or ("in use" if first else "usable")))
             first = first and reason is not None
-    x, conv, ssm, _, block = parity.example_block(device=device, dtype=dtype)
-    rows.append(("mamba_block", "cpu", gemm.refuse_block(x, conv, ssm, block) or "in use"))
-    rows += [(op, name, reason) for name, op, reason in installed.absent()]
-    return rows
+    for kind in parity.BLOCKS:
+        x, state, block = parity.example_block(kind, device=device, dtype=dtype)
+        rows.append((kind, "cpu", gemm.refuse_block(x, state, cpu.LaidOut(block)) or "in use"))
+    # What cannot be imported says so, wherever the arguments lie.
+    absent = {(op, name): reason for op, name, reason in packages.absent()}
+    return [(op, name, absent.get((op, name), state)) for op, name, state in rows]
 
 
 def _names(op):

@@ -37,33 +37,25 @@ def _has_onednn():
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def can_fuse(x, *weights):
-    """Say whether `cpu.product` takes these now: CPU float32, no gradient wanted, small weights that are not trained.
+def uses_panels(x, weight):
+    """Say whether `cpu.product` takes these now: CPU float32, no gradient wanted, a small weight that is not trained.
 
     It follows the choice for the gated norm, the op most like what it does around a product.
     """
     if _rounded or x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    if any(not _is_fixed(w) or w.numel() > cpu.LARGEST_WEIGHT for w in weights):
+    if not cpu.is_fixed(weight) or weight.numel() > cpu.LARGEST_WEIGHT:
         return False
-    return dispatch.forced().get("gated_rms_norm") in (None, "cpu") and cpu.refuse(x, *weights) is None
+    return dispatch.forced().get("gated_rms_norm") in (None, "cpu") and cpu.refuse(x, weight) is None
 
 
-def refuse_block(x, conv, ssm, block):
-    """Say why `cpu.mamba_block` does not take these now, or None; shapes as there."""
+def refuse_block(x, state, laid):
+    """Say why `cpu.read_blocks` does not take a LaidOut block with these now, or None; shapes as there."""
     # It follows the choice for each of the ops that it is made of.
     chosen = dispatch.forced()
-    if any(chosen.get(op) not in (None, "cpu") for op in ("ssd_scan", "ssd_step", "causal_conv1d", "gated_rms_norm")):
+    if any(chosen.get(op) not in (None, "cpu") for op in laid.block.ops):
         return "HYBRIDNA_KERNELS asks for others"
-    if not can_fuse(x, block.in_proj, block.out_proj, block.gate, block.up, block.down):
-        return cpu.refuse(x) or "needs small weights that are not trained"
-    return cpu.refuse_mamba_block(x, conv, ssm, block)
-
-
-def _is_fixed(weight):
-    # One that is trained, or is made anew for a call, would be laid out as panels each time; inference tensors do not
-    # say when they change.
-    return isinstance(weight, torch.nn.Parameter) and not (weight.requires_grad or weight.is_inference())
+    return "products are rounded" if _rounded else cpu.refuse_block(x, state, laid)
 
 
 def linear(x, weight, bias=None):
@@ -77,7 +69,7 @@ def linear(x, weight, bias=None):
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not _has_onednn():
         return F.linear(x, weight, bias)
-    if can_fuse(x, weight):
+    if uses_panels(x, weight):
         y = cpu.product(x, weight)
         return y if bias is None else y + bias
     if _rounded:

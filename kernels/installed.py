@@ -1,15 +1,10 @@
-"""Adapters to kernels that other packages bring: torch's SDPA, and what `doctor` knows of the optional ones.
+"""Adapter to the attention that torch brings.
 
 (q, k, v) -> torch.nn.functional.scaled_dot_product_attention -> out
 """
 
-import importlib
-
 import torch
 import torch.nn.functional as F
-
-# Optional packages and the op that each would serve.
-_OPTIONAL = {"mamba_ssm": "ssd_scan", "causal_conv1d": "causal_conv1d", "flash_attn": "attention"}
 
 
 def refuse_sdpa(args, kwargs):
@@ -65,20 +60,3 @@ def sdpa(q, k, v, *, shared_k=None, shared_v=None):
 def _flash(q, k, v, is_causal=False):
     """Fused attention on CPU, with the log-sum-exp of each query's scores. (batch, heads, n, head_dim)"""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)
-
-
-def absent():
-    """List (package, op, reason) for each optional package: what its import raised, or that no adapter uses it yet.
-
-    Importing one may run its whole package, so anything that it raises is caught and kept.
-    """
-    rows = []
-    for package, op in _OPTIONAL.items():
-        try:
-            importlib.import_module(package)
-            rows.append((package, op, "installed, no adapter in this version"))
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            rows.append((package, op, f"{type(error).__name__}: {error}".splitlines()[0]))
-    return rows

@@ -14,6 +14,8 @@ _DEFINITIONS = {
     "attention": reference.attention,
     "gated_rms_norm": reference.gated_rms_norm,
 }
+# Of blocks that are read in one call.
+BLOCKS = {"mamba_block": reference.mamba_block, "attention_block": reference.attention_block}
 
 
 def definition(op):
@@ -47,8 +49,8 @@ def example(op, *, length=65, batch=2, with_state=True, seed=0, device="cpu", dt
     return (y, z, normal(64), 1e-6), {}
 
 
-def example_block(*, length=65, batch=2, seed=0, device="cpu", dtype=torch.float64):
-    """Draw plausible arguments of `reference.mamba_block`."""
+def example_block(kind, *, length=65, batch=2, seed=0, device="cpu", dtype=torch.float64):
+    """Draw plausible arguments of one of BLOCKS: x, state, block."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape, scale=1.0, offset=0.0):
@@ -60,20 +62,32 @@ def example_block(*, length=65, batch=2, seed=0, device="cpu", dtype=torch.float
     hidden, heads, head_dim, size, inner = 48, 4, 16, 32, 80
     width = heads * head_dim
     channels = width + 2 * size
+    mlp = {
+        "mlp_norm": weight(hidden, offset=1), "gate": weight(inner, hidden, scale=0.2),
+        "up": weight(inner, hidden, scale=0.2), "down": weight(hidden, inner, scale=0.2), "mlp_eps": 1e-5,
+    }  # fmt: skip
+    x = normal(batch, length, hidden)
+    if kind == "attention_block":
+        block = cpu.AttentionBlock(
+            norm=weight(hidden, offset=1), q=weight(width, hidden, scale=0.3), k=weight(width // 2, hidden, scale=0.3),
+            v=weight(width // 2, hidden, scale=0.3), o=weight(hidden, width, scale=0.2), eps=1e-5, heads=heads,
+            kv_heads=heads // 2, **mlp,
+        )  # fmt: skip
+        lengths = (batch, 7), (batch, 7), (1, 30), (1, 30)
+        return x, tuple(normal(*shape, heads // 2, head_dim) for shape in lengths), block
     block = cpu.MambaBlock(
         norm=weight(hidden, offset=1), in_proj=weight(width + channels + heads, hidden, scale=0.2),
         conv=weight(channels, 1, 4), conv_bias=weight(channels), dt_bias=weight(heads, offset=-2), A_log=weight(heads),
-        D=weight(heads), gated_norm=weight(width, offset=1), out_proj=weight(hidden, width, scale=0.2),
-        mlp_norm=weight(hidden, offset=1), gate=weight(inner, hidden, scale=0.2), up=weight(inner, hidden, scale=0.2),
-        down=weight(hidden, inner, scale=0.2), eps=1e-5, gated_eps=1e-5, mlp_eps=1e-5, dt_range=None, groups=1,
+        D=weight(heads), gated_norm=weight(width, offset=1), out_proj=weight(hidden, width, scale=0.2), eps=1e-5,
+        gated_eps=1e-5, dt_range=None, groups=1, size=size, **mlp,
     )  # fmt: skip
-    return normal(batch, length, hidden), normal(batch, 3, channels), normal(batch, heads, head_dim, size), None, block
+    return x, (normal(batch, 3, channels), normal(batch, heads, head_dim, size), None), block
 
 
 def check(device="cpu"):
     """Compare each backend that may be used with its definition; return rows (op, backend, error, limit).
 
-    The last row, where there is one, is of the whole block that `cpu.mamba_block` reads in one call.
+    The last rows, where there are any, are of whole blocks that `cpu.read_blocks` reads in one call.
 
     error  largest difference of a float32 output or state from the float64 definition, relative to its largest value
     limit  twice what the definition itself loses in float32, and at least 1e-6
@@ -86,11 +100,14 @@ def check(device="cpu"):
         for name, function, _ in dispatch.backends(op):
             if dispatch.refusal(op, name, args, kwargs) is None:
                 rows.append((op, name, _difference(_outputs(function, args, kwargs), exact), limit))
-    exact = _outputs(reference.mamba_block, example_block(device=device), {})
-    args = x, conv, ssm, _, block = example_block(device=device, dtype=torch.float32)
-    if gemm.refuse_block(x, conv, ssm, block) is None:
-        limit = max(1e-6, 2 * _difference(_outputs(reference.mamba_block, args, {}), exact))
-        rows.append(("mamba_block", "cpu", _difference(_outputs(cpu.mamba_block, args, {}), exact), limit))
+    for kind, definition in BLOCKS.items():
+        x, state, block = example_block(kind, device=device, dtype=torch.float32)
+        laid = cpu.LaidOut(block)
+        if gemm.refuse_block(x, state, laid) is None:
+            exact = _outputs(definition, example_block(kind, device=device), {})
+            limit = max(1e-6, 2 * _difference(_outputs(definition, (x, state, block), {}), exact))
+            out, (after,) = cpu.read_blocks(x, [state], [laid])
+            rows.append((kind, "cpu", _difference((out, *after), exact), limit))
     return rows
 
 

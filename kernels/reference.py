@@ -211,25 +211,48 @@ def gated_rms_norm(y, z, weight, eps):
     return (gated * scale * weight.to(exact)).to(y.dtype)
 
 
-def mamba_block(x, conv, ssm, rows, block):
-    """Read through a Mamba-2 block and its MLP, op by op; shapes as in `cpu.mamba_block`, block a `cpu.MambaBlock`."""
+def mamba_block(x, state, block):
+    """Read through a Mamba-2 block and its MLP, op by op.
+
+    x, state, block  as in `cpu.MambaBlock`, state (conv, ssm, rows)
+    returns          what leaves the block, conv, ssm
+    """
+    conv, ssm, rows = state
     heads, head_dim, size = ssm.shape[1:]
     width, wide = heads * head_dim, block.groups * size
-
-    def normalize(t, weight, eps):
-        return F.rms_norm(t, t.shape[-1:], weight, eps)
-
-    projected = normalize(x, block.norm, block.eps) @ block.in_proj.t()
+    projected = _rms_norm(x, block.norm, block.eps) @ block.in_proj.t()
     z, mixed, dt = projected.split([width, width + 2 * wide, heads], dim=-1)
     mixed, conv = causal_conv1d(mixed, block.conv[:, 0], block.conv_bias, state=conv)
     inner, B, C = mixed.split([width, wide, wide], dim=-1)
     B, C = (t.unflatten(-1, (block.groups, size)) for t in (B, C))
     dt = F.softplus(dt + block.dt_bias)
     dt = dt if block.dt_range is None else dt.clamp(*block.dt_range)
-    state = ssm if rows is None else ssm.index_select(0, rows)
+    ssm = ssm if rows is None else ssm.index_select(0, rows)
     y, ssm = ssd_scan_sequential(
-        inner.unflatten(-1, (heads, head_dim)), dt, -torch.exp(block.A_log), B, C, block.D, state=state
+        inner.unflatten(-1, (heads, head_dim)), dt, -torch.exp(block.A_log), B, C, block.D, state=ssm
     )
     x = x + gated_rms_norm(y.flatten(2), z, block.gated_norm, block.gated_eps) @ block.out_proj.t()
-    normed = normalize(x, block.mlp_norm, block.mlp_eps)
-    return x + (F.silu(normed @ block.gate.t()) * (normed @ block.up.t())) @ block.down.t(), conv, ssm
+    return _add_mlp(x, block), conv, ssm
+
+
+def attention_block(x, state, block):
+    """Read through a block of attention and its MLP, op by op.
+
+    x, state, block  as in `cpu.AttentionBlock`, state (keys, values, shared_keys, shared_values)
+    returns          what leaves the block, keys, values
+    """
+    keys, values, shared_keys, shared_values = state
+    normed = _rms_norm(x, block.norm, block.eps)
+    q, k, v = ((normed @ w.t()).unflatten(-1, (-1, block.head_dim)) for w in (block.q, block.k, block.v))
+    keys, values = torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1)
+    out = attention(q, keys, values, shared_k=shared_keys, shared_v=shared_values)
+    return _add_mlp(x + out.flatten(2) @ block.o.t(), block), keys, values
+
+
+def _rms_norm(x, weight, eps):
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _add_mlp(x, block):
+    normed = _rms_norm(x, block.mlp_norm, block.mlp_eps)
+    return x + (F.silu(normed @ block.gate.t()) * (normed @ block.up.t())) @ block.down.t()

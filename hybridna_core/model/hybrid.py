@@ -9,13 +9,15 @@ import math
 import torch
 from torch import nn
 
-from hybridna_core.model.layers import AttentionMixer, GatedMLP, Linear, RMSNorm, fusable
+from hybridna_core.model.layers import AttentionMixer, GatedMLP, Linear, RMSNorm
 from hybridna_core.model.mamba2 import Mamba2Mixer
-from hybridna_core.model.state import MambaState, ModelState
+from hybridna_core.model.state import AttentionState, MambaState, ModelState
 from hybridna_core.tokenizer import Tokenizer
 from hybridna_kernels import cpu
 from hybridna_kernels.gemm import linear, refuse_block
 
+# Rows of tokens from which on each block is a call of its own: no call can be interrupted.
+MANY_ROWS = 8192
 # Tokens read per pass where no gradient is needed: longer temporaries are slower on CPU, and cost memory everywhere.
 CPU_SEGMENT, GPU_SEGMENT = 1024, 32768
 
@@ -25,7 +27,7 @@ class Block(nn.Module):
 
     def __init__(self, config, kind, device=None, dtype=None):
         super().__init__()
-        self.kind, self.recompute = kind, False
+        self.kind, self.recompute, self.kept = kind, False, cpu.Kept()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device)
         if kind == "attention":
             self.self_attn = AttentionMixer(config, device, dtype)
@@ -46,31 +48,54 @@ class Block(nn.Module):
             return checkpoint(self._read, x, state, use_reentrant=False, preserve_rng_state=False)
         return self._read(x, state)
 
+    @property
+    def mixer(self):
+        return self.self_attn if self.kind == "attention" else self.mamba
+
     def _read(self, x, state):
-        mixer = self.self_attn if self.kind == "attention" else self.mamba
-        if not self._is_trained(x, state) and fusable(x, *mixer.projections, *self.feed_forward.projections):
-            return self._read_fused(mixer, x, state)
-        mixed, state = mixer(self.input_layernorm(x), state)
+        mixed, state = self.mixer(self.input_layernorm(x), state)
         x, normed = self.pre_ff_layernorm.add(x, mixed)
         return x + self.feed_forward(normed), state
 
-    def _is_trained(self, x, state):
-        """Say whether a gradient is wanted of what is read, of the state or of any weight here."""
-        if not torch.is_grad_enabled():
-            return False
-        return any(t is not None and t.requires_grad for t in (x, *state, *self.parameters()))
+    def lay_out(self, x, state):
+        """Return the block as `cpu.read_blocks` takes it with these, or None where it does not."""
+        if x.device.type != "cpu" or self._forward_hooks or self._forward_pre_hooks:
+            return None
+        mixer, mlp = self.mixer, self.feed_forward
+        if any(type(projection) is not Linear for projection in (*mixer.projections, *mlp.projections)):
+            return None
+        block = mixer.with_mlp(self.input_layernorm, self.pre_ff_layernorm, mlp)
+        laid = self.kept.get(block)
+        return laid if refuse_block(x, state, laid) is None else None
 
-    def _read_fused(self, mixer, x, state):
-        if self.kind == "mamba":
-            whole = mixer.with_mlp(self.input_layernorm, self.pre_ff_layernorm, self.feed_forward)
-            if refuse_block(x, state.conv, state.ssm, whole) is None:
-                rows = state.rows if x.shape[1] == 1 else None
-                x, conv, ssm = cpu.mamba_block(
-                    x, state.conv, state.ssm if rows is not None else state.gather(), rows, whole
-                )
-                return x, MambaState(conv, ssm)
-        x, state = mixer.add(x, self.input_layernorm, state)
-        return self.feed_forward.add(x, self.pre_ff_layernorm), state
+
+def read_blocks(blocks, x, states):
+    """Pass (batch, length, hidden) and the states through blocks; return it and the list of new states.
+
+    Blocks that the library takes go to it together, in as few calls as there are runs of them.
+    """
+    after, run = [], []
+
+    def read_run(x):
+        x, found = cpu.read_blocks(x, [state for _, state in run], [laid for laid, _ in run])
+        for (_, state), new in zip(run, found, strict=True):
+            after.append(MambaState(*new) if isinstance(state, MambaState) else AttentionState(*new, *state[2:]))
+        run.clear()
+        return x
+
+    for block, state in zip(blocks, states, strict=True):
+        if isinstance(state, MambaState) and x.shape[1] > 1 and state.rows is not None:
+            state = MambaState(state.conv, state.gather())
+        # What a run gives wants no gradient either: the answer does not depend on whether it has been read yet.
+        laid = block.lay_out(x, state)
+        if laid is not None:
+            run.append((laid, state))
+            if x.shape[0] * x.shape[1] >= MANY_ROWS:
+                x = read_run(x)
+            continue
+        x, state = block(read_run(x) if run else x, state)
+        after.append(state)
+    return read_run(x) if run else x, after
 
 
 class Backbone(nn.Module):
@@ -153,16 +178,15 @@ class HybridLM(nn.Module):
         """
         if state is None:
             state = ModelState.start(self.config, tokens.shape[0], self.device, self.dtype)
-        deepest, x, states = max(layers), self.model.embed_tokens(tokens), []
+        x, states, blocks = self.model.embed_tokens(tokens), [], list(self.model.layers)
         found = {0: x}
-        blocks = self.model.layers[:deepest]
-        for depth, (block, before) in enumerate(zip(blocks, state.layers[:deepest], strict=True), start=1):
-            x, after = block(x, before)
-            states.append(after)
-            if depth in layers:
-                found[depth] = x
-        if deepest > len(self.model.layers):
-            found[deepest] = self.model.final_layernorm(x)
+        for depth in sorted({min(depth, len(blocks)) for depth in layers}):
+            done = len(states)
+            x, after = read_blocks(blocks[done:depth], x, state.layers[done:depth])
+            states += after
+            found[depth] = x
+        if max(layers) > len(blocks):
+            found[max(layers)] = self.model.final_layernorm(x)
         return [found[depth] for depth in layers], ModelState(tuple(states), state.length + tokens.shape[1])
 
     def head(self, hidden):

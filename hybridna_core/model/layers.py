@@ -5,7 +5,7 @@ from torch import nn
 
 from hybridna_core.model.state import AttentionState
 from hybridna_kernels import cpu, dispatch
-from hybridna_kernels.gemm import can_fuse, linear
+from hybridna_kernels.gemm import linear
 from hybridna_kernels.pointwise import add_rms_norm, silu_mul
 
 
@@ -36,11 +36,6 @@ class Linear(nn.Module):
         return linear(x, self.weight)
 
 
-def fusable(x, *projections):
-    """Say whether products with these projections can take up the norms and sums around them (`cpu.product`)."""
-    return all(type(p) is Linear for p in projections) and can_fuse(x, *(p.weight for p in projections))
-
-
 class AttentionMixer(nn.Module):
     """Causal grouped-query attention without position code, bias or query/key norm."""
 
@@ -60,15 +55,6 @@ class AttentionMixer(nn.Module):
 
     def forward(self, x, state):
         """Mix (batch, length, hidden) along the length; return it and the grown AttentionState."""
-        out, state = self._attend(x, state)
-        return self.o_proj(out), state
-
-    def add(self, x, norm, state):
-        """Return x + mixer(norm(x)) and the grown AttentionState, for `fusable` projections."""
-        out, state = self._attend(norm(x), state)
-        return cpu.product(out, self.o_proj.weight, add=x), state
-
-    def _attend(self, x, state):
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -76,7 +62,15 @@ class AttentionMixer(nn.Module):
             k, v = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
         state = AttentionState(k, v, state.shared_keys, state.shared_values)
         out = dispatch.run("attention", q, k, v, shared_k=state.shared_keys, shared_v=state.shared_values)
-        return out.flatten(2), state
+        return self.o_proj(out.flatten(2)), state
+
+    def with_mlp(self, norm, mlp_norm, mlp):
+        """Return the weights of a block of this mixer and an MLP, each with its norm, for `cpu.read_blocks`."""
+        q, k, v, o, gate, up, down = (p.weight for p in (*self.projections, *mlp.projections))
+        return cpu.AttentionBlock(
+            norm.weight, q, k, v, o, mlp_norm.weight, gate, up, down, norm.eps, mlp_norm.eps,
+            q.shape[0] // self.head_dim, k.shape[0] // self.head_dim,
+        )  # fmt: skip
 
 
 class GatedMLP(nn.Module):
@@ -95,8 +89,3 @@ class GatedMLP(nn.Module):
 
     def forward(self, x):
         return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
-
-    def add(self, x, norm):
-        """Return x + mlp(norm(x)), for `fusable` projections."""
-        inner = cpu.product(x, self.gate_proj.weight, up=self.up_proj.weight, norm=norm.weight, eps=norm.eps)
-        return cpu.product(inner, self.down_proj.weight, add=x)

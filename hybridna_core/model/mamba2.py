@@ -56,27 +56,8 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, x, state):
         """Mix (batch, length, hidden) along the length; return it and the new MambaState."""
-        y, z, state = self._scan(self.in_proj(x), state)
-        return self.out_proj(self.norm(y, z)), state
-
-    def add(self, x, norm, state):
-        """Return x + mixer(norm(x)) and the new MambaState, for `fusable` projections."""
-        y, z, state = self._scan(cpu.product(x, self.in_proj.weight, norm=norm.weight, eps=norm.eps), state)
-        inner = self.norm
-        return cpu.product(y, self.out_proj.weight, z=z, norm=inner.weight, eps=inner.eps, add=x), state
-
-    def with_mlp(self, norm, mlp_norm, mlp):
-        """Return the weights of a block of this mixer and an MLP, each with its norm, for `cpu.mamba_block`."""
         c = self.config
-        return cpu.MambaBlock(
-            norm.weight, self.in_proj.weight, self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D,
-            self.norm.weight, self.out_proj.weight, mlp_norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight,
-            mlp.down_proj.weight, norm.eps, self.norm.eps, mlp_norm.eps, c.time_step_limit, c.mamba_n_groups,
-        )  # fmt: skip
-
-    def _scan(self, projected, state):
-        """Run what lies between the projections; return y and its gate z (batch, length, width), and the new state."""
-        c = self.config
+        projected = self.in_proj(x)
         batch, length, _ = projected.shape
         z, mixed, dt = projected.split([c.mamba_width, c.conv_width, c.mamba_n_heads], dim=-1)
         weight = self.conv1d.weight[:, 0]
@@ -97,4 +78,14 @@ class Mamba2Mixer(nn.Module):
             # Under autocast too the recurrence sums in float32.
             with torch.autocast(projected.device.type, enabled=False):
                 y, ssm = dispatch.run("ssd_scan", inner, dt, A, B, C, self.D, state=state.gather())
-        return y.reshape(batch, length, c.mamba_width), z, MambaState(conv, ssm)
+        return self.out_proj(self.norm(y.reshape(batch, length, c.mamba_width), z)), MambaState(conv, ssm)
+
+    def with_mlp(self, norm, mlp_norm, mlp):
+        """Return the weights of a block of this mixer and an MLP, each with its norm, for `cpu.read_blocks`."""
+        c = self.config
+        return cpu.MambaBlock(
+            norm.weight, self.in_proj.weight, self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D,
+            self.norm.weight, self.out_proj.weight, mlp_norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight,
+            mlp.down_proj.weight, norm.eps, self.norm.eps, mlp_norm.eps, c.time_step_limit, c.mamba_n_groups,
+            c.mamba_d_state,
+        )  # fmt: skip

@@ -6,16 +6,24 @@ tensors -> pointers and strides, copies only where the last dimension is not den
 import torch
 
 from hybridna_kernels.cpu import build, forward, training
-from hybridna_kernels.cpu.block import MambaBlock, mamba_block
+from hybridna_kernels.cpu.block import (
+    LARGEST_CONV,
+    LARGEST_HEAD,
+    LARGEST_STATE_SIZE,
+    AttentionBlock,
+    Kept,
+    LaidOut,
+    MambaBlock,
+    read_blocks,
+)
+from hybridna_kernels.cpu.peak import multiply_add
 from hybridna_kernels.cpu.projection import LARGEST as LARGEST_WEIGHT
-from hybridna_kernels.cpu.projection import panels, product
+from hybridna_kernels.cpu.projection import is_fixed, panels, product
 
-__all__ = ["LARGEST_WEIGHT", "MambaBlock", "mamba_block", "panels", "product"]
-
-# What the library's fixed buffers hold.
-LARGEST_STATE_SIZE, LARGEST_CONV, LARGEST_HEAD = 512, 64, 256
-# Packing all keys pays off from here on, against torch's fused attention.
-FEWEST_QUERIES = 64
+__all__ = [
+    "LARGEST_CONV", "LARGEST_HEAD", "LARGEST_STATE_SIZE", "LARGEST_WEIGHT", "AttentionBlock", "Kept",
+    "LaidOut", "MambaBlock", "is_fixed", "multiply_add", "panels", "product", "read_blocks",
+]  # fmt: skip
 
 
 def refuse(*tensors):
@@ -82,20 +90,19 @@ def causal_conv1d(x, weight, bias, *, state=None):
     return y, torch.cat([before[:, length:], x], dim=1)
 
 
-def refuse_mamba_block(x, conv, ssm, block):
-    """Say why `mamba_block` cannot take these, or None; whether its products can is asked elsewhere."""
-    heads, size = ssm.shape[1], ssm.shape[3]
-    if size > LARGEST_STATE_SIZE or block.conv.shape[-1] > LARGEST_CONV:
-        return "larger than the library's buffers"
-    if training.wanted(x, conv, ssm, *block.tensors):
+def refuse_block(x, state, laid):
+    """Say why `read_blocks` cannot take a LaidOut block with these, or None; shapes as there."""
+    if laid.reason is not None:
+        return laid.reason
+    if training.wanted(x, *state, *laid.block.tensors):
         return "no backward"
-    return "heads do not divide into groups" if heads % block.groups else refuse(x, ssm, *block.tensors)
+    if any(t is not None and t.dtype not in (torch.float32, torch.int64) for t in state):
+        return "needs float32"
+    return refuse(x)
 
 
 def refuse_attention(args, kwargs):
     q = args[0]
-    if q.shape[1] < FEWEST_QUERIES:
-        return f"fewer than {FEWEST_QUERIES} queries"
     if q.shape[-1] % 2 or q.shape[-1] > LARGEST_HEAD:
         return f"head_dim odd or above {LARGEST_HEAD}"
     shared = kwargs.get("shared_k"), kwargs.get("shared_v")

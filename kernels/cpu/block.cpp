@@ -1,12 +1,15 @@
-// A whole Mamba-2 block with its MLP: the kernels of the other files one after the other, without leaving C++.
+// Whole blocks, one after the other without leaving C++: a mixer, Mamba-2 or attention, and its MLP.
 //
-// x -> norm, in_proj -> convolution, softplus -> scan or step -> gated norm, out_proj, + x -> norm, gate and up, down, +
+// Mamba-2: x -> norm, in_proj -> convolution, softplus -> scan or step -> gated norm, out_proj, + x -> MLP
+// attention: x -> norm, q, k and v -> keys and values behind the earlier ones -> softmax -> o_proj, + x -> MLP
+// MLP: x -> norm, gate and up -> down, + x
 //
 // Few rows at a time, so that all between two products stays in the second cache. The spans are whole chunks of the
-// scan, and every kernel gives a row the same bits whatever is beside it: so does the block.
+// scan, and every kernel gives a row the same bits whatever is beside it: so do the blocks.
 
+#include <algorithm>
 #include <cmath>
-#include <vector>
+#include <memory>
 
 #include "simd.hpp"
 
@@ -23,25 +26,75 @@ void hybridna_ssd_scan(const float*, int64_t, int64_t, int64_t, const float*, in
 void hybridna_ssd_step(const float*, int64_t, int64_t, const float*, int64_t, int64_t, const float*, const float*,
                        int64_t, int64_t, const float*, int64_t, int64_t, const float*, const float*, const int64_t*,
                        float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+int64_t hybridna_attention_scratch(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+void hybridna_attention(const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, const float*,
+                        int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const float*, int64_t, int64_t,
+                        float*, float*, float*, float, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                        int64_t);
 }
 
 namespace {
 
 constexpr int64_t SPAN = 512;  // rows at a time; whole chunks of the scan
 
-// As block.py lays it out; every field has eight bytes.
-struct Weights {
-  const float *norm, *in_panels, *conv, *conv_bias, *dt_bias, *A_log, *D, *gated_norm, *out_panels, *mlp_norm,
-      *gate_up_panels, *down_panels;
-  double eps, gated_eps, mlp_eps, dt_least, dt_most;
-  int64_t hidden, heads, head_dim, groups, size, taps, inner;
+// As block.py lays them out; every field has eight bytes.
+struct FeedForward {
+  const float *norm, *gate_up_panels, *down_panels;
+  double eps;
+  int64_t inner;
+};
+
+struct Mamba {
+  FeedForward mlp;
+  const float *norm, *in_panels, *conv, *conv_bias, *dt_bias, *A_log, *D, *gated_norm, *out_panels;
+  double eps, gated_eps, dt_least, dt_most;
+  int64_t hidden, heads, head_dim, groups, size, taps;
   int64_t width() const { return heads * head_dim; }
   int64_t channels() const { return width() + 2 * groups * size; }
   int64_t projected() const { return width() + channels() + heads; }
 };
 
+struct Attention {
+  FeedForward mlp;
+  const float *norm, *qkv_panels, *out_panels;
+  double eps;
+  int64_t hidden, heads, kv_heads, head_dim;
+  int64_t width() const { return heads * head_dim; }
+  int64_t kv_width() const { return kv_heads * head_dim; }
+  int64_t projected() const { return width() + 2 * kv_width(); }
+};
+
+// A block, the state it begins with and where the state after it goes.
+//
+// Mamba-2 (kind 0): given conv (batch, taps - 1, channels) and state (batch, heads, head_dim, size); after, the same.
+//   rows (batch,): which row of the state each row goes on from, for a length of 1 alone; or null.
+// attention (kind 1): given keys and values (batch, past, kv_heads, head_dim) and those common to all rows (shared,
+//   kv_heads, head_dim); after, keys and values (batch, past + length, kv_heads, head_dim).
+struct Step {
+  int64_t kind;
+  const void* weights;
+  const float* given[4];
+  int64_t past, shared;
+  const int64_t* rows;
+  float* after[2];
+};
+
+// Hands out the scratch of a thread piece by piece.
+struct Pieces {
+  float* at;
+  float* take(int64_t floats) { return (at += floats) - floats; }
+};
+
+// x (count, hidden) + MLP of it -> out. inner: (count, w.inner) of scratch.
+void feed_forward(const FeedForward& w, const float* x, int64_t count, int64_t hidden, float* inner, float* out,
+                  int64_t threads) {
+  hybridna_product(x, hidden, nullptr, 0, w.norm, static_cast<float>(w.eps), w.gate_up_panels, nullptr, inner, count,
+                   hidden, w.inner, 1, threads);
+  hybridna_product(inner, w.inner, nullptr, 0, nullptr, 0, w.down_panels, x, out, count, w.inner, hidden, 0, threads);
+}
+
 // log(1 + e^x), clamped.
-void make_steps(const Weights& w, const float* dt, int64_t rows, float* to) {
+void make_steps(const Mamba& w, const float* dt, int64_t rows, float* to) {
   const float least = static_cast<float>(w.dt_least), most = static_cast<float>(w.dt_most);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t h = 0; h < w.heads; h++) {
@@ -51,7 +104,7 @@ void make_steps(const Weights& w, const float* dt, int64_t rows, float* to) {
 }
 
 // conv (sequences, taps - 1, channels): the last inputs, `length` more read from `mixed`.
-void keep_inputs(const Weights& w, const float* mixed, int64_t sequences, int64_t length, float* conv) {
+void keep_inputs(const Mamba& w, const float* mixed, int64_t sequences, int64_t length, float* conv) {
   const int64_t kept = w.taps - 1, channels = w.channels(), stays = kept > length ? kept - length : 0;
   for (int64_t s = 0; s < sequences; s++, conv += kept * channels) {
     if (stays) std::memmove(conv, conv + length * channels, sizeof(float) * stays * channels);
@@ -61,37 +114,33 @@ void keep_inputs(const Weights& w, const float* mixed, int64_t sequences, int64_
   }
 }
 
-}  // namespace
-
-// x, out (batch, length, hidden); conv_in, conv (batch, taps - 1, channels); state_in, state (batch, heads, head_dim,
-// size); all contiguous. rows (batch,): which row of state_in each row goes on from, for a length of 1 alone; or null.
-HYBRIDNA_EXPORT void hybridna_mamba_block(const Weights* weights, const float* x, const float* conv_in,
-                                          const float* state_in, const int64_t* rows, float* out, float* conv,
-                                          float* state, int64_t batch, int64_t length, int64_t threads) {
-  const Weights& w = *weights;
+// x and out (batch, length, hidden), which may be the same.
+void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, int64_t batch, int64_t length,
+                int64_t threads) {
+  const float *conv_in = step.given[0], *state_in = step.given[1];
+  float *conv = step.after[0], *state = step.after[1];
+  const int64_t* rows = step.rows;
   const int64_t width = w.width(), channels = w.channels(), projected = w.projected(), kept = (w.taps - 1) * channels;
   const int64_t one = width * w.size, wide = w.groups * w.size;
-  const int64_t together = length >= SPAN ? 1 : SPAN / length < batch ? SPAN / length : batch;
+  const int64_t together = length >= SPAN ? 1 : std::min(SPAN / length, batch);
   const int64_t most = length >= SPAN ? SPAN : together * length;
-  const int64_t scan = hybridna_ssd_scratch(together, length < SPAN ? length : SPAN, w.heads, w.head_dim, w.groups, w.size);
-  static thread_local std::vector<float> scratch;
-  scratch.resize(static_cast<std::size_t>(most * (projected + channels + w.heads + width + w.hidden + w.inner) + scan +
-                                          w.taps * channels + w.heads + 64));
-  float* at = scratch.data();
-  const auto take = [&](int64_t count) { return (at += count) - count; };
-  float *mixer_in = take(most * projected), *mixed = take(most * channels), *y = take(most * width);
-  float *steps = take(most * w.heads), *middle = take(most * w.hidden), *inner = take(most * w.inner);
-  float *taps = take(w.taps * channels), *A = take(w.heads), *scan_scratch = take(scan);
+  const int64_t scan = hybridna_ssd_scratch(together, std::min(length, SPAN), w.heads, w.head_dim, w.groups, w.size);
+  Pieces scratch{keep_scratch(most * (projected + channels + w.heads + width + w.hidden + w.mlp.inner) + scan +
+                              w.taps * channels + w.heads + 64)};
+  float *mixer_in = scratch.take(most * projected), *mixed = scratch.take(most * channels);
+  float *y = scratch.take(most * width), *steps = scratch.take(most * w.heads);
+  float *middle = scratch.take(most * w.hidden), *inner = scratch.take(most * w.mlp.inner);
+  float *taps = scratch.take(w.taps * channels), *A = scratch.take(w.heads), *scan_scratch = scratch.take(scan);
   for (int64_t c = 0; c < channels; c++)
     for (int64_t k = 0; k < w.taps; k++) taps[k * channels + c] = w.conv[c * w.taps + k];
   for (int64_t h = 0; h < w.heads; h++) A[h] = -std::exp(w.A_log[h]);
 
   for (int64_t b = 0; b < batch; b += together) {
-    const int64_t sequences = batch - b < together ? batch - b : together;
+    const int64_t sequences = std::min(batch - b, together);
     float *own_conv = conv + b * kept, *own_state = state + b * one;
     std::memcpy(own_conv, conv_in + b * kept, sizeof(float) * sequences * kept);
     for (int64_t t = 0; t < length; t += SPAN) {
-      const int64_t now = length - t < SPAN ? length - t : SPAN, count = sequences * now, first = b * length + t;
+      const int64_t now = std::min(length - t, SPAN), count = sequences * now, first = b * length + t;
       const float* in = x + first * w.hidden;
       hybridna_product(in, w.hidden, nullptr, 0, w.norm, static_cast<float>(w.eps), w.in_panels, nullptr, mixer_in,
                        count, w.hidden, projected, 0, threads);
@@ -112,10 +161,66 @@ HYBRIDNA_EXPORT void hybridna_mamba_block(const Weights* weights, const float* x
                           w.heads, w.head_dim, w.groups, w.size, threads);
       hybridna_product(y, width, mixer_in, projected, w.gated_norm, static_cast<float>(w.gated_eps), w.out_panels, in,
                        middle, count, width, w.hidden, 0, threads);
-      hybridna_product(middle, w.hidden, nullptr, 0, w.mlp_norm, static_cast<float>(w.mlp_eps), w.gate_up_panels,
-                       nullptr, inner, count, w.hidden, w.inner, 1, threads);
-      hybridna_product(inner, w.inner, nullptr, 0, nullptr, 0, w.down_panels, middle, out + first * w.hidden, count,
-                       w.inner, w.hidden, 0, threads);
+      feed_forward(w.mlp, middle, count, w.hidden, inner, out + first * w.hidden, threads);
     }
   }
+}
+
+// Earlier keys or values, then those of `fresh`, at rows `projected` apart -> (sequences, past + length, kv_width).
+void append(const Attention& w, const float* earlier, int64_t past, const float* fresh, int64_t sequences,
+            int64_t length, float* to) {
+  const int64_t wide = w.kv_width();
+  for (int64_t s = 0; s < sequences; s++, to += (past + length) * wide) {
+    if (past) std::memcpy(to, earlier + s * past * wide, sizeof(float) * past * wide);
+    for (int64_t t = 0; t < length; t++)
+      std::memcpy(to + (past + t) * wide, fresh + (s * length + t) * w.projected(), sizeof(float) * wide);
+  }
+}
+
+// x and out as in read_mamba.
+void read_attention(const Attention& w, const Step& step, const float* x, float* out, int64_t batch, int64_t length,
+                    int64_t threads) {
+  const int64_t width = w.width(), wide = w.kv_width(), projected = w.projected(), keys = step.past + length;
+  const int64_t together = length >= SPAN ? 1 : std::min(SPAN / length, batch), most = together * length;
+  const int64_t attending = hybridna_attention_scratch(together, w.kv_heads, w.head_dim, keys, step.shared,
+                                                       length * (w.heads / w.kv_heads), threads);
+  // Grows with the length, so it is not kept.
+  const std::unique_ptr<float[]> whole(new float[static_cast<std::size_t>(most * (projected + width) + attending)]);
+  float *qkv = whole.get(), *y = qkv + most * projected, *attention_scratch = y + most * width;
+  const int64_t span = std::min(most, SPAN);
+  Pieces scratch{keep_scratch(span * (w.hidden + w.mlp.inner))};
+  float *middle = scratch.take(span * w.hidden), *inner = scratch.take(span * w.mlp.inner);
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(w.head_dim)));
+
+  for (int64_t b = 0; b < batch; b += together) {
+    const int64_t sequences = std::min(batch - b, together), count = sequences * length;
+    const float* in = x + b * length * w.hidden;
+    hybridna_product(in, w.hidden, nullptr, 0, w.norm, static_cast<float>(w.eps), w.qkv_panels, nullptr, qkv, count,
+                     w.hidden, projected, 0, threads);
+    float *k = step.after[0] + b * keys * wide, *v = step.after[1] + b * keys * wide;
+    append(w, step.given[0] + b * step.past * wide, step.past, qkv + width, sequences, length, k);
+    append(w, step.given[1] + b * step.past * wide, step.past, qkv + width + wide, sequences, length, v);
+    hybridna_attention(qkv, length * projected, projected, w.head_dim, k, keys * wide, wide, w.head_dim, v, keys * wide,
+                       wide, w.head_dim, step.given[2], wide, w.head_dim, step.given[3], wide, w.head_dim, y, nullptr,
+                       attention_scratch, scale, sequences, length, w.heads, w.kv_heads, w.head_dim, keys, step.shared,
+                       threads);
+    for (int64_t t = 0; t < count; t += span) {
+      const int64_t now = std::min(count - t, span);
+      hybridna_product(y + t * width, width, nullptr, 0, nullptr, 0, w.out_panels, in + t * w.hidden, middle, now,
+                       width, w.hidden, 0, threads);
+      feed_forward(w.mlp, middle, now, w.hidden, inner, out + (b * length + t) * w.hidden, threads);
+    }
+  }
+}
+
+}  // namespace
+
+// x and out (batch, length, hidden); all that the steps point to is contiguous.
+HYBRIDNA_EXPORT void hybridna_read_blocks(const Step* steps, int64_t count, const float* x, float* out, int64_t batch,
+                                          int64_t length, int64_t threads) {
+  for (int64_t i = 0; i < count; i++, x = out)
+    if (steps[i].kind)
+      read_attention(*static_cast<const Attention*>(steps[i].weights), steps[i], x, out, batch, length, threads);
+    else
+      read_mamba(*static_cast<const Mamba*>(steps[i].weights), steps[i], x, out, batch, length, threads);
 }

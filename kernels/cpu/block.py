@@ -1,20 +1,26 @@
-"""A whole Mamba-2 block with its MLP in one call: what fills the time of short passes is calling kernel after kernel.
+"""Whole blocks in one call: what fills the time of short passes is calling kernel after kernel.
 
-a block's tensors -> pointers and sizes -> library -> what leaves the block, and its state
+a block's tensors -> laid out once for the library -> blocks, states -> what leaves the last one, and the states after
 """
 
+import array
 import ctypes
+import functools
+import struct
 from typing import NamedTuple
 
 import torch
 
 from hybridna_kernels.cpu import build
 from hybridna_kernels.cpu.call import address, contiguous, integer, threads
-from hybridna_kernels.cpu.projection import panels
+from hybridna_kernels.cpu.projection import LARGEST, is_fixed, make_panels, panels
+
+# What the library's fixed buffers hold.
+LARGEST_STATE_SIZE, LARGEST_CONV, LARGEST_HEAD = 512, 64, 256
 
 
 class MambaBlock(NamedTuple):
-    """Weights of a block `x + mixer(norm(x))`, then `x + mlp(norm(x))`, and what goes with them.
+    """Weights of a block `x + mixer(norm(x))`, then `x + mlp(norm(x))`, with a Mamba-2 mixer, and what goes with them.
 
     norm, mlp_norm  (hidden,), eps and mlp_eps with them
     in_proj         (width + channels + heads, hidden): the gate z; x, B and C; dt
@@ -25,6 +31,9 @@ class MambaBlock(NamedTuple):
     gate, up        (inner, hidden)
     down            (hidden, inner)
     dt_range        least and most of dt, or None
+
+    Its state is conv (batch, taps - 1, channels), ssm (batch, heads, head_dim, size) and rows: (batch,) int64 for a
+    length of 1 alone, which row of an ssm of any number of rows each row goes on from; or None.
     """
 
     norm: torch.Tensor
@@ -45,51 +54,201 @@ class MambaBlock(NamedTuple):
     mlp_eps: float
     dt_range: tuple | None
     groups: int
+    size: int
+
+    @property
+    def ops(self):
+        """The ops that it stands for."""
+        return "ssd_scan", "ssd_step", "causal_conv1d", "gated_rms_norm"
 
     @property
     def tensors(self):
         return self[:13]
 
+    @property
+    def products(self):
+        """The weights of its products."""
+        return self.in_proj, self.out_proj, self.gate, self.up, self.down
 
-class _Weights(ctypes.Structure):
-    # As block.cpp has it.
-    _fields_ = (
-        [(f"pointer{i}", ctypes.c_void_p) for i in range(12)]
-        + [(name, ctypes.c_double) for name in ("eps", "gated_eps", "mlp_eps", "dt_least", "dt_most")]
-        + [(name, ctypes.c_int64) for name in ("hidden", "heads", "head_dim", "groups", "size", "taps", "inner")]
-    )
+    def refuse(self):
+        """Say why the library cannot take such a block, or None."""
+        if self.size > LARGEST_STATE_SIZE or self.conv.shape[-1] > LARGEST_CONV:
+            return "larger than the library's buffers"
+        return "heads do not divide into groups" if self.D.numel() % self.groups else None
+
+    def lay_out(self):
+        """Return the struct that block.cpp calls Mamba, and the tensors that it points to."""
+        heads = self.D.numel()
+        held = [
+            self.mlp_norm, panels(self.gate, self.up), panels(self.down), self.norm, panels(self.in_proj), self.conv,
+            self.conv_bias, self.dt_bias, self.A_log, self.D, self.gated_norm, panels(self.out_proj),
+        ]  # fmt: skip
+        held = [contiguous(t.detach()) for t in held]
+        at = [t.data_ptr() for t in held]
+        least, most = self.dt_range or (0.0, float("inf"))
+        made = struct.pack(
+            "@3Pdq9P4d6q", *at[:3], self.mlp_eps, self.gate.shape[0], *at[3:], self.eps, self.gated_eps, least, most,
+            self.norm.numel(), heads, self.gated_norm.numel() // heads, self.groups, self.size, self.conv.shape[-1],
+        )  # fmt: skip
+        return made, held
+
+    def begin(self, x, state):
+        """Return the given tensors of a step, and those that take the state after it."""
+        conv, ssm, rows = (contiguous(t) for t in state)
+        after = torch.empty_like(conv), ssm.new_empty(x.shape[0], *ssm.shape[1:])
+        return (conv, ssm, None, None), 0, 0, rows, after
 
 
-def mamba_block(x, conv, ssm, rows, block):
-    """Return what leaves a MambaBlock and its new states; float32, without autograd.
+class AttentionBlock(NamedTuple):
+    """Weights of a block with causal grouped-query attention instead, and what goes with them.
 
-    x     (batch, length, hidden)
-    conv  (batch, taps - 1, channels)
-    ssm   (batch, heads, head_dim, size), of any number of rows where `rows` says whose
-    rows  (batch,) int64, for a length of 1 alone; or None
+    norm, mlp_norm  (hidden,), eps and mlp_eps with them
+    q               (heads * head_dim, hidden)
+    k, v            (kv_heads * head_dim, hidden)
+    o               (hidden, heads * head_dim)
+    gate, up        (inner, hidden)
+    down            (hidden, inner)
+
+    Its state is keys and values (batch, past, kv_heads, head_dim), and those that are common to all rows and lie before
+    them, (1, prefix, kv_heads, head_dim) or None.
+    """
+
+    norm: torch.Tensor
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    o: torch.Tensor
+    mlp_norm: torch.Tensor
+    gate: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+    eps: float
+    mlp_eps: float
+    heads: int
+    kv_heads: int
+
+    @property
+    def ops(self):
+        """The ops that it stands for, and the one that products go by."""
+        return "attention", "gated_rms_norm"
+
+    @property
+    def tensors(self):
+        return self[:9]
+
+    @property
+    def products(self):
+        """The weights of its products."""
+        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
+
+    @property
+    def head_dim(self):
+        return self.q.shape[0] // self.heads
+
+    def refuse(self):
+        """Say why the library cannot take such a block, or None."""
+        if self.head_dim % 2 or self.head_dim > LARGEST_HEAD:
+            return f"head_dim odd or above {LARGEST_HEAD}"
+        return None
+
+    def lay_out(self):
+        """Return the struct that block.cpp calls Attention, and the tensors that it points to."""
+        qkv = torch.cat([self.q.detach(), self.k.detach(), self.v.detach()])
+        held = [
+            self.mlp_norm, panels(self.gate, self.up), panels(self.down), self.norm, make_panels(qkv),
+            panels(self.o),
+        ]  # fmt: skip
+        held = [contiguous(t.detach()) for t in held]
+        at = [t.data_ptr() for t in held]
+        made = struct.pack(
+            "@3Pdq3Pd4q", *at[:3], self.mlp_eps, self.gate.shape[0], *at[3:], self.eps, self.norm.numel(), self.heads,
+            self.kv_heads, self.head_dim,
+        )  # fmt: skip
+        return made, held
+
+    def begin(self, x, state):
+        """Return the given tensors of a step, and those that take the state after it."""
+        keys, values, shared_keys, shared_values = (contiguous(t) for t in state)
+        batch, past, *rest = keys.shape
+        after = tuple(t.new_empty(batch, past + x.shape[1], *rest) for t in (keys, values))
+        prefix = 0 if shared_keys is None else shared_keys.shape[1]
+        return (keys, values, shared_keys, shared_values), past, prefix, None, after
+
+
+class LaidOut:
+    """A block as the library reads it, laid out when it is first asked for."""
+
+    def __init__(self, block):
+        self.block = block
+
+    @functools.cached_property
+    def reason(self):
+        """Why the library does not take the block, or None."""
+        return _refuse(self.block)
+
+    @functools.cached_property
+    def address(self):
+        """Where the block's struct lies."""
+        self._made, self._held = self.block.lay_out()
+        return ctypes.cast(ctypes.c_char_p(self._made), ctypes.c_void_p).value
+
+
+def _refuse(block):
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in block.tensors):
+        return "needs float32 on CPU"
+    if any(not is_fixed(t) or t.numel() > LARGEST for t in block.products):
+        return "needs small weights that are not trained"
+    return block.refuse() or build.library()[1]
+
+
+class Kept:
+    """A block laid out, until any of its weights changes. A copy begins empty: addresses mean nothing in it."""
+
+    def __init__(self):
+        self._kept = None, None
+
+    def __reduce__(self):
+        return Kept, ()
+
+    def get(self, block):
+        """Return the LaidOut of a block.
+
+        A weight changed through `.data` keeps its version; torch gives no sign of such a change.
+        """
+        state = (
+            [(t.data_ptr(), None if t.is_inference() else t._version, t.requires_grad, t.dtype) for t in block.tensors],
+            block[len(block.tensors) :],
+        )
+        kept, laid = self._kept
+        if kept != state:
+            laid = LaidOut(block)
+            self._kept = state, laid
+        return laid
+
+
+def read_blocks(x, states, blocks):
+    """Read x through blocks one after the other; float32, without autograd.
+
+    x        (batch, length, hidden)
+    states   of each block as MambaBlock and AttentionBlock say
+    blocks   list of LaidOut
+    returns  what leaves the last block, and the list of (conv, ssm) or (keys, values) after each of them
 
     A row's results depend neither on the rows beside it nor on threads.
     """
-    batch, length, hidden = x.shape
-    heads, head_dim, size = ssm.shape[1:]
-    least, most = block.dt_range or (0.0, float("inf"))
-    # Held by this name until the call is over.
-    held = [
-        contiguous(t)
-        for t in (
-            block.norm, panels(block.in_proj), block.conv, block.conv_bias, block.dt_bias, block.A_log, block.D,
-            block.gated_norm, panels(block.out_proj), block.mlp_norm, panels(block.gate, block.up), panels(block.down),
-        )
-    ]  # fmt: skip
-    weights = _Weights(
-        *(t.data_ptr() for t in held), block.eps, block.gated_eps, block.mlp_eps, least, most,
-        hidden, heads, head_dim, block.groups, size, block.conv.shape[-1], block.gate.shape[0],
+    batch, length, _ = x.shape
+    x = contiguous(x)
+    steps, held, found = array.array("q"), [], []
+    for laid, state in zip(blocks, states, strict=True):
+        given, past, prefix, rows, after = laid.block.begin(x, state)
+        held.append((given, rows))
+        found.append(after)
+        kind = int(isinstance(laid.block, AttentionBlock))
+        at = [0 if t is None else t.data_ptr() for t in (*given, rows, *after)]
+        steps.extend((kind, laid.address, *at[:4], past, prefix, *at[4:]))
+    out = torch.empty_like(x)
+    build.library()[0].hybridna_read_blocks(
+        ctypes.c_void_p(steps.buffer_info()[0]), integer(len(found)), address(x), address(out), integer(batch),
+        integer(length), threads(),
     )  # fmt: skip
-    x, conv, ssm, rows = (contiguous(t) for t in (x, conv, ssm, rows))
-    out, conv_after = torch.empty_like(x), torch.empty_like(conv)
-    ssm_after = ssm.new_empty(batch, heads, head_dim, size)
-    build.library()[0].hybridna_mamba_block(
-        ctypes.byref(weights), address(x), address(conv), address(ssm), address(rows), address(out),
-        address(conv_after), address(ssm_after), integer(batch), integer(length), threads(),
-    )  # fmt: skip
-    return out, conv_after, ssm_after
+    return out, found

@@ -18,7 +18,7 @@ from pathlib import Path
 
 SOURCES = (
     "scan.cpp", "scan_backward.cpp", "step.cpp", "rows.cpp", "rows_backward.cpp", "attention.cpp", "product.cpp",
-    "block.cpp",
+    "block.cpp", "peak.cpp",
 )  # fmt: skip
 HEADERS = ("simd.hpp",)
 # Nothing that changes results: no -ffast-math.

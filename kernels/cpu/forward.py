@@ -77,7 +77,9 @@ def attention(q, k, v, shared_k, shared_v, weight=None):
     common = [[address(None), integer(0), integer(0)] if t is None else strided(t[0], 2) for t in (shared_k, shared_v)]
     out = q.new_empty(batch, n, heads, head_dim)
     library.hybridna_attention_scratch.restype = ctypes.c_int64
-    needed = library.hybridna_attention_scratch(*(integer(i) for i in (batch, kv_heads, head_dim, m, shared)))
+    needed = library.hybridna_attention_scratch(
+        *(integer(i) for i in (batch, kv_heads, head_dim, m, shared, n * heads // kv_heads)), threads()
+    )
     scratch = q.new_empty(needed)
     library.hybridna_attention(
         *strided(q, 3), *strided(k, 3), *strided(v, 3), *common[0], *common[1], address(out), address(weight),

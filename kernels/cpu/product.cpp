@@ -6,7 +6,6 @@
 // Every output is one sum over the depth, term after term: the same whatever the rows beside it, or the threads.
 
 #include <cmath>
-#include <vector>
 
 #include "simd.hpp"
 
@@ -136,9 +135,7 @@ HYBRIDNA_EXPORT void hybridna_product(const float* x, int64_t x_row, const float
   const int64_t parts = blocks < threads ? (threads < count ? threads : count) : 1;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(threads))
   for (int64_t i = 0; i < blocks * parts; i++) {
-    static thread_local std::vector<float> scratch;
-    scratch.resize(static_cast<std::size_t>((block + TILE) * depth + W));
-    float *normed = scratch.data(), *packed = normed + TILE * depth;
+    float *normed = keep_scratch((block + TILE) * depth + W), *packed = normed + TILE * depth;
     const int64_t first = i / parts * block, now = rows - first < block ? rows - first : block;
     const int64_t part = i % parts, end = (part + 1) * count / parts;
     pack(in, first, now, normed, packed);

@@ -37,6 +37,15 @@ def product(x, weight, *, up=None, z=None, norm=None, eps=0.0, add=None):
     return out
 
 
+def is_fixed(weight):
+    """Say whether a weight is kept as panels from call to call.
+
+    One that is trained, or is made anew for a call, would be laid out each time; inference tensors do not say when they
+    change.
+    """
+    return isinstance(weight, torch.nn.Parameter) and not (weight.requires_grad or weight.is_inference())
+
+
 def panels(weight, up=None):
     """Return a weight, or two in turn, as panels, made anew when the weight's memory or version is another.
 
@@ -45,12 +54,13 @@ def panels(weight, up=None):
     state = [(t.data_ptr(), t._version) for t in (weight, up) if t is not None]
     kept = getattr(weight, "_hybridna_panels", None)
     if kept is None or kept[0] != state:
-        kept = state, _pack(weight.detach(), None if up is None else up.detach())
+        kept = state, make_panels(weight.detach(), None if up is None else up.detach())
         weight._hybridna_panels = kept
     return kept[1]
 
 
-def _pack(weight, up):
+def make_panels(weight, up=None):
+    """Lay out a weight, or two in turn, as panels."""
     library = build.library()[0]
     wide = library.hybridna_product_width()
     outputs, depth = weight.shape

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #define HYBRIDNA_EXPORT extern "C" __attribute__((visibility("default")))
 #define HYBRIDNA_INLINE static inline __attribute__((always_inline))
@@ -31,6 +32,13 @@ typedef vf vf_unaligned __attribute__((aligned(4), may_alias));
 HYBRIDNA_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 HYBRIDNA_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_unaligned*>(p) = v; }
 HYBRIDNA_INLINE vf splat(float v) { return v - vf{}; }
+
+// Floats of this thread and file that last until the next call; they only ever grow, as each growth writes zeros.
+static inline float* keep_scratch(int64_t floats) {
+  static thread_local std::vector<float> kept;
+  if (kept.size() < static_cast<std::size_t>(floats)) kept.resize(static_cast<std::size_t>(floats));
+  return kept.data();
+}
 
 // The first n of a vector, zeros behind them.
 HYBRIDNA_INLINE vf load_part(const float* p, int n) {
@@ -125,16 +133,16 @@ HYBRIDNA_INLINE void transpose(const float* from, int64_t ld_from, int64_t rows,
     }
 }
 
-// acc[r] += sum over k of a[k * lda + r] * b[k * ldb ...]: R rows of two vectors, all in registers.
-template <int R>
-HYBRIDNA_INLINE void multiply(vf (&acc)[R][2], const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth) {
+// acc[r] += sum over k of a[k * lda + r] * b[k * ldb ...]: R rows of one or two vectors, all in registers.
+template <int R, int V>
+HYBRIDNA_INLINE void multiply(vf (&acc)[R][V], const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth) {
   for (int64_t k = 0; k < depth; k++, a += lda, b += ldb) {
-    const vf b0 = load(b), b1 = load(b + W);
+    const vf b0 = load(b), b1 = V > 1 ? load(b + W) : b0;
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const vf factor = splat(a[r]);
       acc[r][0] += factor * b0;
-      acc[r][1] += factor * b1;
+      if constexpr (V > 1) acc[r][1] += factor * b1;
     }
   }
 }

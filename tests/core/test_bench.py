@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hybridna_core import context_lengths, slow_ways, timing
+from hybridna_core import context_lengths, peer_passes, slow_ways, timing
 from hybridna_core.bench_plot import list_panels
-from hybridna_core.commands import bench as module
 from hybridna_core.commands.bench import bench
 from hybridna_core.config import preset
 from hybridna_core.context_lengths import Point
@@ -46,17 +45,41 @@ def test_both_agree_and_are_timed(task, precision):
     assert 0 < one.products < one.hybridna[2]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_mixer_agrees_and_is_timed(precision):
+    pytest.importorskip("transformers")
+    (one,) = bench(task="mixer", precision=precision, **{**SMALL, "lengths": (1100,)}).rows
+    assert one.tokens == one.count == 1100
+    assert one.difference < (1e-5 if precision == "fp32" else 0.05)
+    assert (precision == "bf16") == (one.difference > 1e-4)
+    consistent(one)
+
+
+@pytest.mark.skipif(cpu.refuse() is not None, reason="no C++ kernels here")
+def test_a_share_of_what_registers_alone_give(monkeypatch):
+    pytest.importorskip("transformers")
+    assert cpu.multiply_add(10) == 10 * cpu.multiply_add(1) > 0
+    monkeypatch.setattr(peer_passes, "PEAK_ROUNDS", 1 << 16)
+    (one,) = bench(**SMALL).rows
+    assert 0 < one.peak_share < 1
+    assert all(
+        bench(**{**SMALL, **change}).rows[0].peak_share is None for change in ({"task": "train"}, {"precision": "bf16"})
+    )
+    monkeypatch.setattr(cpu, "refuse", lambda *tensors: "no compiler")
+    assert peer_passes.find_share(1, one, [1.0]) is None
+
+
 @pytest.mark.parametrize("task,what", [("forward", "logits"), ("train", "gradients")])
 def test_nothing_is_timed_when_results_differ(monkeypatch, task, what):
     pytest.importorskip("transformers")
-    honest = module.bamba_twin
+    honest = peer_passes.bamba_twin
 
     def spoilt(model, transformers):
         twin = honest(model, transformers)
         twin.lm_head.weight.data *= 2
         return twin
 
-    monkeypatch.setattr(module, "bamba_twin", spoilt)
+    monkeypatch.setattr(peer_passes, "bamba_twin", spoilt)
     with pytest.raises(GuardError, match=f"{what} differ by"):
         bench(task=task, **SMALL)
 
@@ -80,7 +103,7 @@ def test_what_cannot_be_timed(change):
 def test_own_tasks_beside_a_slow_way(task):
     found = bench(task=task, **SIZES, **OWN[task])
     # With a compiler, whole blocks are read in one call too.
-    assert found.to_dict()["rows"] and set(found.kernels) - {"mamba_block"} == {
+    assert found.to_dict()["rows"] and set(found.kernels) - {"mamba_block", "attention_block"} == {
         "ssd_scan", "ssd_step", "causal_conv1d", "attention", "gated_rms_norm",
     }  # fmt: skip
     for row in found.rows:
@@ -135,13 +158,13 @@ def test_the_slow_ways_are_slow(monkeypatch):
         asked.append((op, os.environ.get("HYBRIDNA_KERNELS")))
         return honest(op, *args, **kwargs)
 
-    def read_block(*args):
-        asked.append(("mamba_block", os.environ.get("HYBRIDNA_KERNELS")))
+    def read_blocks(*args):
+        asked.append(("read_blocks", os.environ.get("HYBRIDNA_KERNELS")))
         return whole(*args)
 
-    whole = cpu.mamba_block
+    whole = cpu.read_blocks
     monkeypatch.setattr(slow_ways.dispatch, "run", run)
-    monkeypatch.setattr(cpu, "mamba_block", read_block)
+    monkeypatch.setattr(cpu, "read_blocks", read_blocks)
     monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
     bench(task="embed", **SIZES, lengths=(50,), count=2)
     # Compared once and timed once: ours, the other, ours, the other.
@@ -165,7 +188,7 @@ def test_turns_are_taken():
     seconds = timing.take_turns([lambda: order.append("a"), lambda: order.append("b")], 3)
     assert order == ["a", "b"] * 3 and [len(taken) for taken in seconds] == [3, 3]
     row = timing.make_timing("x", 5, 6, [[3.0, 1.0, 2.0], [4.0, 9.0, 5.0], [0.5, 0.25, 0.75]], 0.1)
-    assert row == ("x", 5, 6, (2.0, 1.0, 3.0), (5.0, 4.0, 9.0), 2.5, 3.0, 0.1, 0.5)
+    assert row == ("x", 5, 6, (2.0, 1.0, 3.0), (5.0, 4.0, 9.0), 2.5, 3.0, 0.1, 0.5, None)
 
 
 # Context lengths

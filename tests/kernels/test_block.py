@@ -1,14 +1,16 @@
-"""The Mamba-2 block in one call against the same block op by op, float64, and its bits row by row."""
+"""Blocks read in one call against the same blocks op by op, float64, and their bits row by row."""
 
+import copy
 import itertools
+import pickle
 
 import pytest
 import torch
 
 from hybridna_core.config import ModelConfig
-from hybridna_core.model.hybrid import Block, HybridLM
+from hybridna_core.model.hybrid import MANY_ROWS, Block, HybridLM, read_blocks
 from hybridna_core.model.state import AttentionState, MambaState, ModelState
-from hybridna_kernels import cpu, gemm
+from hybridna_kernels import cpu, gemm, parity
 from hybridna_kernels.cpu import build
 
 pytestmark = pytest.mark.skipif(build.library()[0] is None, reason=f"no C++ kernels here: {build.library()[1]}")
@@ -18,14 +20,21 @@ SHAPES = {
     "two groups": {"mamba_n_groups": 2},
     "odd sizes": {"mamba_d_state": 10, "mamba_d_conv": 3},
     "dt held": {"time_step_limit": (0.02, 0.05)},
+    "attention": {"kind": "attention"},
+    "attention, 4 of 4 heads": {"kind": "attention", "num_attention_heads": 4, "num_key_value_heads": 4},
+    "attention, 1 of 4 heads": {"kind": "attention", "num_attention_heads": 4, "num_key_value_heads": 1},
 }
+LENGTHS = [(1, 1), (3, 1), (2, 2), (1, 3), (2, 63), (3, 64), (1, 65), (5, 200), (2, 512), (2, 513), (1, 1100)]
 
 
-def make_block(seed=0, dtype=None, **changes):
+def make_block(seed=0, dtype=None, kind="mamba", **changes):
     """Return a block of random weights, none of them at a value that hides a mistake."""
-    options = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, **changes}
-    config = ModelConfig(64, 96, ("mamba",), 2, 1, **options)
-    block = Block(config, "mamba", dtype=dtype)
+    options = {
+        "num_attention_heads": 2, "num_key_value_heads": 1, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16,
+        **changes,
+    }  # fmt: skip
+    config = ModelConfig(64, 96, (kind,), **options)
+    block = Block(config, kind, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     for name, p in block.named_parameters():
         drawn = torch.randn(p.shape, generator=generator)
@@ -34,57 +43,182 @@ def make_block(seed=0, dtype=None, **changes):
     return block, config
 
 
-def draw(config, batch, length, seed=0):
+def draw(config, batch, length, seed=0, past=5, prefix=40):
     generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x = normal(batch, length, config.hidden_size)
+    if config.layer_types == ("attention",):
+        wide = config.num_key_value_heads, config.head_dim
+        shapes = (batch, past), (batch, past), (1, prefix), (1, prefix)
+        return x, AttentionState(*(normal(*shape, *wide) if shape[1] else None for shape in shapes))
     shape = batch, config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state
-    conv = torch.randn(batch, config.mamba_d_conv - 1, config.conv_width, generator=generator)
-    state = MambaState(conv, torch.randn(shape, generator=generator))
-    return torch.randn(batch, length, config.hidden_size, generator=generator), state
+    return x, MambaState(normal(batch, config.mamba_d_conv - 1, config.conv_width), normal(*shape))
+
+
+def tensors(state):
+    return [t for t in state if t is not None]
+
+
+def pick(state, rows):
+    """Return the state of some rows; what is common to all stays."""
+    return state._replace(**{name: getattr(state, name)[rows] for name in state._fields[:2]})
+
+
+def read(block, x, state):
+    out, (after,) = read_blocks([block], x, [state])
+    return out, after
 
 
 @pytest.fixture
 def whole(monkeypatch):
     """Fail when a block is not read in one call."""
-    taken, calls = cpu.mamba_block, []
-    monkeypatch.setattr(cpu, "mamba_block", lambda *args: calls.append(1) or taken(*args))
+    taken, calls = cpu.read_blocks, []
+    monkeypatch.setattr(cpu, "read_blocks", lambda *args: calls.append(1) or taken(*args))
     yield
     assert calls
 
 
+def agree(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize(
-    "batch, length",
-    [(1, 1), (3, 1), (2, 2), (1, 3), (2, 63), (3, 64), (1, 65), (5, 200), (2, 512), (2, 513), (1, 1100)],
-)
+@pytest.mark.parametrize("batch, length", LENGTHS)
 def test_one_call_is_the_block_op_by_op(name, batch, length, whole, monkeypatch):
     block, config = make_block(**SHAPES[name])
     exact, _ = make_block(dtype=torch.float64, **SHAPES[name])
     exact.double()
     x, state = draw(config, batch, length)
-    found, after = block(x, state)
+    found, after = read(block, x, state)
     monkeypatch.setenv("HYBRIDNA_KERNELS", "reference")
-    wanted, expected = exact(x.double(), MambaState(*(t.double() for t in state[:2])))
-    for one, other in ((found, wanted), (after.conv, expected.conv), (after.ssm, expected.ssm)):
-        assert one.shape == other.shape
-        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+    wanted, expected = exact(x.double(), type(state)(*(t if t is None else t.double() for t in state)))
+    agree([found, *tensors(after)], [wanted, *tensors(expected)])
 
 
-def test_a_rows_bits_depend_on_neither_its_neighbours_nor_threads(whole):
-    block, config = make_block()
+@pytest.mark.parametrize("past, prefix", [(0, 0), (0, 100), (100, 0), (1, 95), (97, 193)])
+@pytest.mark.parametrize("heads, kv_heads", [(2, 1), (8, 2), (32, 32), (16, 1)])
+def test_keys_before_and_common_ones_are_attended_to(past, prefix, heads, kv_heads, whole, monkeypatch):
+    changes = {"kind": "attention", "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    block, config = make_block(**changes)
+    exact, _ = make_block(dtype=torch.float64, **changes)
+    exact.double()
+    for batch, length in ((1, 1), (3, 1), (2, 7), (1, 100)):
+        x, state = draw(config, batch, length, past=past or 1, prefix=prefix)
+        state = state if past else state._replace(keys=state.keys[:, :0], values=state.values[:, :0])
+        found, after = read(block, x, state)
+        with monkeypatch.context() as patch:
+            patch.setenv("HYBRIDNA_KERNELS", "reference")
+            wanted, expected = exact(x.double(), type(state)(*(t if t is None else t.double() for t in state)))
+        agree([found, *tensors(after)], [wanted, *tensors(expected)])
+
+
+@pytest.mark.parametrize("name", ["plain", "attention"])
+def test_a_rows_bits_depend_on_neither_its_neighbours_nor_threads(name, whole):
+    block, config = make_block(**SHAPES[name])
     before = torch.get_num_threads()
     try:
         for length in (1, 7, 130, 600):
             torch.set_num_threads(1)
             x, state = draw(config, 9, length)
-            found, after = block(x, state)
+            found, after = read(block, x, state)
             torch.set_num_threads(3)
             for rows in ([0], [8], [3, 4], [8, 0, 5, 5]):
-                some, kept = block(x[rows], MambaState(state.conv[rows], state.ssm[rows]))
+                some, kept = read(block, x[rows], pick(state, rows))
                 assert torch.equal(some, found[rows])
-                assert torch.equal(kept.conv, after.conv[rows])
-                assert torch.equal(kept.ssm, after.ssm[rows])
+                assert all(torch.equal(a, b[rows]) for a, b in zip(kept[:2], after[:2], strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_rows_with_many_keys_attend_in_groups(length, whole):
+    block, config = make_block(kind="attention", num_attention_heads=32, num_key_value_heads=32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        x, state = draw(config, 5, length, past=2500)
+        found, _ = read(block, x, state)
+        for row in range(5):
+            assert torch.equal(read(block, x[row : row + 1], pick(state, [row]))[0], found[row : row + 1])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_runs_of_blocks_are_one_call_and_give_what_each_gives_alone(monkeypatch):
+    config = ModelConfig(
+        64, 96, ("mamba", "attention", "mamba", "mamba"), 2, 1, mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16
+    )
+    model = HybridLM(config).eval().requires_grad_(False)
+    taken, calls = cpu.read_blocks, []
+    monkeypatch.setattr(cpu, "read_blocks", lambda *args: calls.append(len(args[2])) or taken(*args))
+    tokens = torch.randint(7, 11, (2, 70), generator=torch.Generator().manual_seed(0))
+    found, state = model(tokens)
+    assert calls == [4]
+    for wanted_depths, expected in (((2, 5), [2, 2]), ((1, 2, 3, 4), [1] * 4), ((0,), [])):
+        calls.clear()
+        model.read_layers(tokens, None, wanted_depths)
+        assert calls == expected
+    x = model.model.embed_tokens(tokens)
+    states = []
+    for block, before in zip(model.model.layers, ModelState.start(config, 2).layers, strict=True):
+        x, (after,) = read_blocks([block], x, [before])
+        states.append(after)
+    assert torch.equal(model.model.final_layernorm(x), found)
+    for one, other in zip(states, state.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+    # A block that must be read by itself parts the run.
+    calls.clear()
+    model.model.layers[2].mamba.in_proj.weight.requires_grad_(True)
+    again, _ = model(tokens)
+    assert calls == [2] and (again - found).abs().max() < 1e-5
+    again.sum().backward()
+    assert model.model.layers[2].mamba.in_proj.weight.grad.abs().max() > 0
+
+
+def test_many_rows_go_block_by_block(monkeypatch):
+    config = ModelConfig(64, 96, ("mamba", "mamba"), 2, 1, mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16)
+    model = HybridLM(config).eval().requires_grad_(False)
+    taken, calls = cpu.read_blocks, []
+    monkeypatch.setattr(cpu, "read_blocks", lambda *args: calls.append(len(args[2])) or taken(*args))
+    model(torch.full((MANY_ROWS // 8, 8), 7))
+    assert calls == [1, 1]
+
+
+def test_blocks_that_are_listened_to_are_called(monkeypatch):
+    block, config = make_block()
+    x, state = draw(config, 1, 5)
+    seen = []
+    handle = block.register_forward_hook(lambda module, given, found: seen.append(found[0]))
+    out, _ = read(block, x, state)
+    assert seen and torch.equal(seen[0], out)
+    handle.remove()
+    again, _ = read(block, x, state)
+    assert len(seen) == 1 and (again - out).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["plain", "attention"])
+def test_weights_that_change_are_read_anew(name, whole):
+    block, config = make_block(**SHAPES[name])
+    other, _ = make_block(seed=1, **SHAPES[name])
+    x, state = draw(config, 2, 9)
+    first, _ = read(block, x, state)
+    wanted, _ = read(other, x, state)
+    kept = block.kept.get(block.lay_out(x, state).block)
+    assert block.lay_out(x, state) is kept
+    for p, q in zip(block.parameters(), other.parameters(), strict=True):
+        p.copy_(q)
+    assert torch.equal(read(block, x, state)[0], wanted)
+    assert block.lay_out(x, state) is not kept
+    for twin in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        for p, q in zip(twin.parameters(), make_block(**SHAPES[name])[0].parameters(), strict=True):
+            p.data = q.data
+        assert torch.equal(read(twin, x, state)[0], first)
+    assert torch.equal(read(other, x, state)[0], wanted)
 
 
 @pytest.mark.parametrize("length", [1, 5])
@@ -92,41 +226,74 @@ def test_rows_go_on_from_their_parents(length, whole):
     block, config = make_block()
     x, state = draw(config, 600, length)
     parents = torch.randint(0, 600, (600,), generator=torch.Generator().manual_seed(1))
-    found, after = block(x, state._replace(rows=parents))
-    wanted, expected = block(x, MambaState(state.conv, state.ssm[parents]))
+    found, after = read(block, x, state._replace(rows=parents))
+    wanted, expected = read(block, x, MambaState(state.conv, state.ssm[parents]))
     assert torch.equal(found, wanted)
     assert torch.equal(after.conv, expected.conv)
     assert torch.equal(after.ssm, expected.ssm)
+    assert after.rows is None
 
 
-def test_what_was_given_is_left_as_it_was(whole):
-    block, config = make_block()
+@pytest.mark.parametrize("name", ["plain", "attention"])
+def test_what_was_given_is_left_as_it_was(name, whole):
+    block, config = make_block(**SHAPES[name])
     x, state = draw(config, 2, 130)
-    copies = x.clone(), *(t.clone() for t in state[:2])
-    block(x, state)
-    assert all(torch.equal(a, b) for a, b in zip((x, *state[:2]), copies, strict=True))
+    copies = [t.clone() for t in (x, *tensors(state))]
+    read(block, x, state)
+    assert all(torch.equal(a, b) for a, b in zip((x, *tensors(state)), copies, strict=True))
 
 
-def test_it_is_refused_where_it_could_not_be_right(monkeypatch):
-    block, config = make_block()
+@pytest.mark.parametrize("name", ["plain", "attention"])
+def test_it_is_refused_where_it_could_not_be_right(name, monkeypatch):
+    block, config = make_block(**SHAPES[name])
     x, state = draw(config, 1, 5)
 
-    def whole():
-        return block.mamba.with_mlp(block.input_layernorm, block.pre_ff_layernorm, block.feed_forward)
+    def is_taken(x=x, state=state):
+        return block.lay_out(x, state) is not None
 
-    assert gemm.refuse_block(x, *state[:2], whole()) is None
-    assert gemm.refuse_block(x.double(), *state[:2], whole())
-    for op in ("ssd_scan=chunked", "ssd_step=reference", "causal_conv1d=reference", "gated_rms_norm=reference"):
+    assert is_taken()
+    products = block.lay_out(x, state).block.products
+    assert not is_taken(x.double())
+    assert not is_taken(state=state._replace(**{state._fields[1]: state[1].double()}))
+    own = {
+        "plain": ("ssd_scan=chunked", "ssd_step=reference", "causal_conv1d=reference", "gated_rms_norm=reference"),
+        "attention": ("attention=sdpa", "gated_rms_norm=reference"),
+    }
+    for op in own[name]:
         monkeypatch.setenv("HYBRIDNA_KERNELS", op)
-        assert gemm.refuse_block(x, *state[:2], whole())
+        assert not is_taken()
     monkeypatch.delenv("HYBRIDNA_KERNELS")
-    for name in ("A_log", "D", "dt_bias"):
-        getattr(block.mamba, name).requires_grad_(True)
-        assert gemm.refuse_block(x, *state[:2], whole())
+    with gemm.bf16_products():
+        assert not is_taken()
+    for parameter in block.parameters():
+        parameter.requires_grad_(True)
+        assert not is_taken()
         with torch.no_grad():
-            assert gemm.refuse_block(x, *state[:2], whole()) is None
-        getattr(block.mamba, name).requires_grad_(False)
-    assert gemm.refuse_block(x, state.conv, state.ssm.requires_grad_(), whole())
+            # A weight of a product that will be trained would be laid out at every step.
+            assert is_taken() == all(parameter is not p for p in products)
+        parameter.requires_grad_(False)
+    assert is_taken()
+    state[1].requires_grad_()
+    assert not is_taken()
+    state[1].requires_grad_(False)
+    monkeypatch.setattr(cpu.block, "LARGEST", 100)
+    assert make_block(**SHAPES[name])[0].lay_out(x, state) is None
+
+
+@pytest.mark.parametrize("kind", parity.BLOCKS)
+def test_the_definition_is_the_networks_own(kind, monkeypatch):
+    """`reference.mamba_block` and `attention_block` against Block, plain torch, float64."""
+    name = {"mamba_block": "plain", "attention_block": "attention"}[kind]
+    block, config = make_block(dtype=torch.float64, **SHAPES[name])
+    block.double()
+    x, state = draw(config, 2, 9)
+    x, state = x.double(), type(state)(*(t if t is None else t.double() for t in state))
+    weights = block.mixer.with_mlp(block.input_layernorm, block.pre_ff_layernorm, block.feed_forward)
+    out, *after = parity.BLOCKS[kind](x, state, weights)
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "reference")
+    wanted, expected = block(x, state)
+    for one, other in zip((out, *after), (wanted, *expected[:2]), strict=True):
+        assert (one - other).abs().max() <= 1e-12 * other.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +318,7 @@ def test_what_is_trained_beside_fixed_projections_gets_its_gradient(kind, traine
     gradients = []
     for kernels in ("", "reference"):
         monkeypatch.setenv("HYBRIDNA_KERNELS", kernels)
-        out, _ = block(x, state)
+        out, _ = read(block, x, state)
         gradients.append(torch.autograd.grad((out * out).sum(), wanted))
     for one, other in zip(*gradients, strict=True):
         assert other.abs().max() > 0

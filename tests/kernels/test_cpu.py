@@ -285,7 +285,6 @@ def test_what_they_refuse():
     assert cpu.refuse_attention(later, {}) == "no backward with earlier keys"
     with torch.no_grad():
         assert cpu.refuse_attention(later, {}) is None
-    assert cpu.refuse_attention((q[:, 2:], k, v), {}) == "fewer than 64 queries"
     assert cpu.refuse_attention([t[..., :3] for t in (q, k, v)], {}) == "head_dim odd or above 256"
 
 
@@ -379,7 +378,7 @@ def test_narrower_vectors(machine, monkeypatch, tmp_path):
     agree("attention", *draw("attention", 130))
     agree("gated_rms_norm", *draw("gated_rms_norm", 9))
     rows = parity.check()
-    assert rows[-1][0] == "mamba_block" and all(error <= limit for *_, error, limit in rows)
+    assert {op for op, *_ in rows} >= set(parity.BLOCKS) and all(error <= limit for *_, error, limit in rows)
     generator = torch.Generator().manual_seed(0)
     for rows, depth, outputs in ((1, 3, 5), (7, 20, 33), (50, 64, 40)):
         x, weight = (torch.randn(n, depth, generator=generator) for n in (rows, outputs))

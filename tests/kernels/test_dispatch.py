@@ -32,7 +32,9 @@ def test_forcing_a_backend_that_refuses_quotes_the_reason(monkeypatch):
 @pytest.mark.parametrize("text", ["nonsense", "ssd_scan=sdpa", "nothing=chunked"])
 def test_unknown_backends_are_named(monkeypatch, text):
     monkeypatch.setenv("HYBRIDNA_KERNELS", text)
-    with pytest.raises(dispatch.KernelError, match=rf"no backend '{text}'; known: ssd_scan=triton\|cpu\|chunked"):
+    with pytest.raises(
+        dispatch.KernelError, match=rf"no backend '{text}'; known: ssd_scan=triton\|mamba_ssm\|cpu\|chunked"
+    ):
         dispatch.forced()
 
 

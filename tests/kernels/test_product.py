@@ -102,21 +102,21 @@ def test_a_weight_changed_in_place_or_moved_is_read_anew():
 def test_small_fixed_weights_are_taken_and_no_others(monkeypatch):
     x, drawn = draw(3, (4, 16), (8, 16))
     fixed = torch.nn.Parameter(drawn, requires_grad=False)
-    assert gemm.can_fuse(x, fixed)
-    assert not gemm.can_fuse(x, torch.nn.Parameter(drawn))
-    assert not gemm.can_fuse(x, drawn)
-    assert not gemm.can_fuse(x.double(), fixed)
-    assert not gemm.can_fuse(x.requires_grad_(), fixed)
+    assert gemm.uses_panels(x, fixed)
+    assert not gemm.uses_panels(x, torch.nn.Parameter(drawn))
+    assert not gemm.uses_panels(x, drawn)
+    assert not gemm.uses_panels(x.double(), fixed)
+    assert not gemm.uses_panels(x.requires_grad_(), fixed)
     x = x.detach()
     with torch.inference_mode():
-        assert not gemm.can_fuse(x, torch.nn.Parameter(torch.zeros(8, 16), requires_grad=False))
+        assert not gemm.uses_panels(x, torch.nn.Parameter(torch.zeros(8, 16), requires_grad=False))
     with gemm.bf16_products():
-        assert not gemm.can_fuse(x, fixed)
+        assert not gemm.uses_panels(x, fixed)
     monkeypatch.setattr(cpu, "LARGEST_WEIGHT", 100)
-    assert not gemm.can_fuse(x, fixed)
+    assert not gemm.uses_panels(x, fixed)
     monkeypatch.undo()
     monkeypatch.setenv("HYBRIDNA_KERNELS", "reference")
-    assert not gemm.can_fuse(x, fixed)
+    assert not gemm.uses_panels(x, fixed)
 
 
 def test_a_network_with_fixed_weights_fuses_its_blocks_and_gives_the_same(monkeypatch):
@@ -129,13 +129,14 @@ def test_a_network_with_fixed_weights_fuses_its_blocks_and_gives_the_same(monkey
         monkeypatch.setattr(cpu, name, lambda *args, **more: calls.update([name]) or taken(*args, **more))
 
     count("product")
-    count("mamba_block")
+    count("read_blocks")
     found, state = model(tokens)
-    # The block of attention has four products and two of its MLP.
-    assert calls == {"mamba_block": 2, "product": 6}
+    assert calls == {"read_blocks": 1}
+    # Read op by op, a block has two or four products and three of its MLP.
     for text, expected in (
-        ("ssd_scan=chunked", {"product": 2 * 4 + 6}), ("causal_conv1d=reference", {"product": 2 * 4 + 6}),
-        ("reference", {}),
+        ("ssd_scan=chunked", {"read_blocks": 1, "product": 2 * 5}),
+        ("causal_conv1d=reference", {"read_blocks": 1, "product": 2 * 5}),
+        ("attention=sdpa", {"read_blocks": 2, "product": 7}), ("reference", {}),
     ):  # fmt: skip
         monkeypatch.setenv("HYBRIDNA_KERNELS", text)
         calls.clear()

@@ -1,0 +1,111 @@
+"""Time the commands with their kernels and without: what users gain, and that results stay the same.
+
+demo files -> each command with HYBRIDNA_KERNELS=reference (plain torch) and as it is, in turn, each in a process of
+its own -> results compared -> seconds, and their ratio
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pysam
+from time_variants import name_cpu
+
+ROOT = Path(__file__).resolve().parent.parent
+WAYS = {"plain torch": "reference", "kernels": ""}
+
+
+def read_scores(path):
+    with pysam.VariantFile(str(path)) as file:
+        return np.array([record.info["HD_LLR"][0] for record in file])
+
+
+def read_vectors(path):
+    with np.load(path) as found:
+        return found["vectors"] if "vectors" in found else found[max(found.files, key=lambda name: found[name].size)]
+
+
+def read_sequences(path):
+    return path.read_text()
+
+
+def read_losses(path):
+    rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    return np.array([row["loss"] for row in rows if "loss" in row])
+
+
+# command, its arguments, what reads its result, largest difference of a number; texts must be equal
+CASES = (
+    ("score-variants", ["demo/promoter_variants.vcf", "-f", "yeast_chrI.fa.gz", "-o", "OUT.vcf"], read_scores, 1e-3),
+    ("embed", ["demo/promoters.bed", "-f", "yeast_chrI.fa.gz", "-o", "OUT.npz"], read_vectors, 1e-4),
+    ("generate", ["--label", "44", "-n", "64", "--seed", "1", "-o", "OUT.fa"], read_sequences, None),
+    ("pretrain", ["demo/pretrain.toml", "-o", "OUT"], read_losses, 1e-2),
+)
+
+
+def run(command, arguments, kernels, folder, threads):
+    """Run a command once; return seconds and the path of its result."""
+    out = Path(folder) / f"out-{len(list(Path(folder).iterdir()))}"
+    placed = [
+        str(a).replace("OUT", str(out)).replace("yeast_chrI.fa.gz", f"{folder}/yeast_chrI.fa.gz") for a in arguments
+    ]
+    made = next(Path(a) for a in placed if a.startswith(str(out)))
+    environment = {**os.environ, "HYBRIDNA_KERNELS": kernels}
+    threaded = [] if command == "pretrain" else ["--threads", str(threads)]
+    begun = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "hybridna_cli", command, *placed, "-q", *threaded], check=True, cwd=ROOT,
+        env={**environment, "OMP_NUM_THREADS": str(threads)},
+    )  # fmt: skip
+    return time.perf_counter() - begun, made
+
+
+def compare(command, arguments, read, limit, folder, threads, repeats):
+    """Return a row of the table; exit where the results of the two ways differ."""
+    seconds, results = {way: [] for way in WAYS}, {}
+    for _ in range(repeats):
+        for way, kernels in WAYS.items():
+            taken, made = run(command, arguments, kernels, folder, threads)
+            seconds[way].append(taken)
+            results[way] = read(made)
+    slow, fast = results.values()
+    if isinstance(slow, str):
+        difference = "the same" if slow == fast else "DIFFERENT"
+        is_equal = slow == fast
+    else:
+        largest = float(abs(slow - fast).max())
+        is_equal, difference = len(slow) > 0 and largest < limit, f"{largest:.1e}"
+    if not is_equal:
+        sys.exit(f"{command}: results differ ({difference})")
+    slow, fast = (statistics.median(seconds[way]) for way in WAYS)
+    return f"| `{command}` | {slow:.1f} s | {fast:.1f} s | {slow / fast:.2f} | {difference} |"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, in turn")
+    parser.add_argument("--only", action="append", help="of the commands; repeatable")
+    options = parser.parse_args(argv)
+    print(f"{name_cpu()}, {options.threads} threads, medians of {options.repeats}\n")
+    print("| command | plain torch | kernels | ratio | largest difference |\n|---|---|---|---|---|")
+    for case in CASES:
+        if options.only and case[0] not in options.only:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("yeast_chrI.fa.gz", "yeast_chrI.fa.gz.fai", "yeast_chrI.fa.gz.gzi"):
+                if (ROOT / "demo" / name).exists():
+                    shutil.copy(ROOT / "demo" / name, folder)
+            print(compare(*case, folder, options.threads, options.repeats), flush=True)
+
+
+if __name__ == "__main__":
+    main()
