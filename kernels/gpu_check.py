@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from hybridna_kernels import reference
+from hybridna_kernels import packages, reference
 from hybridna_kernels import triton as ours
 from hybridna_kernels.triton import setting
 
@@ -84,6 +84,23 @@ OPS = {
     "cross_entropy": (ours.cross_entropy, plain_cross_entropy),
 }
 
+# op -> (package, its adapter, what it refuses, how many of the tensors are positional, the name of the next one).
+ADAPTERS = {
+    "ssd_scan": ("mamba_ssm", packages.ssd_scan, packages.refuse_ssd_scan, 6, "state"),
+    "ssd_step": ("mamba_ssm", packages.ssd_step, packages.refuse_ssd_step, 7, "rows"),
+    "causal_conv1d": ("causal_conv1d", packages.causal_conv1d, packages.refuse_causal_conv1d, 3, "state"),
+}
+
+
+def adapters(op, tensors):
+    """Return kernels of other packages that take these tensors, as {package: function}."""
+    if op not in ADAPTERS:
+        return {}
+    package, adapter, refuse, count, name = ADAPTERS[op]
+    if refuse(tensors[:count], {name: tensors[count]}) is not None:
+        return {}
+    return {package: lambda *t: adapter(*t[:count], **{name: t[count]})}
+
 
 def results(function, tensors, backward):
     """Return the outputs, and the gradients of a fixed random sum of them."""
@@ -108,18 +125,20 @@ def parity(device, lengths=(1, 63, 64, 65, 257, 4133), shapes=((4, 64, 1, 64), (
             for length in lengths:
                 for op, tensors in draw(length, *shape, 2, device, dtype).items():
                     kernel, plain = OPS[op]
-                    row = {"op": op, "dtype": str(dtype), "shape": shape, "length": length, "limit": LIMITS[dtype]}
-                    try:
-                        backward = op != "ssd_step"
-                        found = results(kernel, tensors, backward)
-                        exact = [t.double() if t.is_floating_point() else t for t in tensors]
-                        due = results(plain, exact, backward)
-                        row["error"] = max(_difference(f, d) for f, d in zip(found, due, strict=True))
-                    except Exception as error:
-                        # One kernel that fails must not hide what the others do.
-                        row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
-                    row["ok"] = row.get("error", float("inf")) <= row["limit"]
-                    rows.append(row)
+                    about = {"op": op, "dtype": str(dtype), "shape": shape, "length": length, "limit": LIMITS[dtype]}
+                    for name, function in {"triton": kernel, **adapters(op, tensors)}.items():
+                        row = {"kernel": name, **about}
+                        try:
+                            backward = op != "ssd_step"
+                            found = results(function, tensors, backward)
+                            exact = [t.double() if t.is_floating_point() else t for t in tensors]
+                            due = results(plain, exact, backward)
+                            row["error"] = max(_difference(f, d) for f, d in zip(found, due, strict=True))
+                        except Exception as error:
+                            # One kernel that fails must not hide what the others do.
+                            row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+                        row["ok"] = row.get("error", float("inf")) <= row["limit"]
+                        rows.append(row)
     return rows
 
 
@@ -152,27 +171,6 @@ def timed(functions, device, seconds):
     return {name: [statistics.median(t), min(t), max(t)] for name, t in taken.items()}
 
 
-def peers(op):
-    """Return kernels of other packages for an op as {name: function}; what cannot be imported is left out."""
-    try:
-        if op == "ssd_scan":
-            from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
-            return {"mamba-ssm": lambda x, dt, A, B, C, D, state: mamba_chunk_scan_combined(
-                x, dt, A, B, C, 256, D=D, initial_states=state, return_final_states=True
-            )}  # fmt: skip
-        if op == "causal_conv1d":
-            from causal_conv1d import causal_conv1d_fn
-
-            return {"causal-conv1d": lambda x, weight, bias, state: causal_conv1d_fn(
-                x.transpose(1, 2), weight, bias, activation="silu"
-            )}  # fmt: skip
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-    return {}
-
-
 def _call(function, tensors, training):
     """Return what is timed: the forward pass, or with `training` the backward pass too."""
     if not training:
@@ -193,7 +191,7 @@ def timings(device, lengths=(2048, 8192, 32768, 131072), shape=FULL, tokens=6553
         for op, tensors in draw(length, *shape, batch, device, torch.bfloat16).items():
             kernel, plain = OPS[op]
             for training in (False, True) if op == "ssd_scan" else (False,):
-                made = {"triton": kernel, "torch": plain, **({} if training else peers(op))}
+                made = {"triton": kernel, "torch": plain, **({} if training else adapters(op, tensors))}
                 units = batch if op == "ssd_step" else batch * length
                 row = {"op": op + "_training" * training, "length": length, "batch": batch, "units": units}
                 try:
@@ -219,14 +217,15 @@ def table(folder):
         found = json.loads(path.read_text(encoding="utf-8"))
         lines += [f"## {part}", "", ", ".join(f"{k} {v}" for k, v in found["setting"].items()), ""]
         if part == "parity":
-            lines += ["| op | dtype | checks | wrong | largest error | limit |", "|---|---|---|---|---|---|"]
-            for key in dict.fromkeys((r["op"], r["dtype"]) for r in found["rows"]):
-                own = [r for r in found["rows"] if (r["op"], r["dtype"]) == key]
+            lines += [
+                "| op | kernel | dtype | checks | wrong | largest error | limit |",
+                "|---|---|---|---|---|---|---|",
+            ]
+            for key in dict.fromkeys((r["op"], r["kernel"], r["dtype"]) for r in found["rows"]):
+                own = [r for r in found["rows"] if (r["op"], r["kernel"], r["dtype"]) == key]
                 wrong = [r for r in own if not r["ok"]]
                 worst = max(r.get("error", float("inf")) for r in own)
-                lines.append(
-                    f"| {key[0]} | {key[1]} | {len(own)} | {len(wrong)} | {worst:.1e} | {own[0]['limit']:.0e} |"
-                )
+                lines.append(f"| {' | '.join(key)} | {len(own)} | {len(wrong)} | {worst:.1e} | {own[0]['limit']:.0e} |")
             failed = dict.fromkeys(r["failed"] for r in found["rows"] if "failed" in r)
             lines += ["", *(f"- failed: {text}" for text in failed)]
         else:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridna_kernels import gpu_check
+from hybridna_kernels import gpu_check, parity
+from hybridna_kernels.reference import causal_conv1d, ssd_scan, ssd_step
 
 SCRIPT = Path(__file__).resolve().parents[2] / "kernels" / "gpu_check.sh"
 installed = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -42,10 +43,24 @@ def test_its_parts(tmp_path):
     for part, found in (("parity", rows), ("time", times)):
         (tmp_path / f"{part}.json").write_text(json.dumps({"setting": gpu_check.describe(CPU), "rows": found}))
     text = gpu_check.table(tmp_path)
-    assert f"| {rows[0]['op']} | torch.float32 | 1 | 1 | 5.0e-01 |" in text
+    assert f"| {rows[0]['op']} | triton | torch.float32 | 1 | 1 | 5.0e-01 |" in text
     assert "- failed: RuntimeError: out of something" in text
     assert text.count("| 16 | 1 |") == len(gpu_check.PREDICTED)
     assert (tmp_path / "table.md").read_text() == text
+
+
+@installed
+def test_adapters_to_other_packages_are_checked_and_timed(monkeypatch):
+    for op in gpu_check.ADAPTERS:
+        package, _, refuse, count, name = gpu_check.ADAPTERS[op]
+        plain = {"ssd_scan": ssd_scan, "ssd_step": ssd_step, "causal_conv1d": causal_conv1d}[op]
+        monkeypatch.setitem(gpu_check.ADAPTERS, op, (package, plain, lambda *given: None, count, name))
+        assert refuse(*parity.example(op)) is not None
+    rows = gpu_check.parity(CPU, lengths=(5,), shapes=((1, 4, 1, 4),))
+    found = {(r["op"], r["kernel"]) for r in rows if r["ok"]}
+    assert found >= {("ssd_scan", "mamba_ssm"), ("ssd_step", "mamba_ssm"), ("causal_conv1d", "causal_conv1d")}
+    times = gpu_check.timings(CPU, lengths=(16,), shape=(2, 4, 1, 4), tokens=16, seconds=0)
+    assert all("mamba_ssm" in r["microseconds"] for r in times if r["op"] in ("ssd_scan", "ssd_step"))
 
 
 @installed
