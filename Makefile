@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
+.PHONY: demo test lint docs examples bench bench-all bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -33,6 +33,16 @@ bench: .venv/bin/pytest
 bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths: bench-%: .venv/bin/pytest
 	mkdir -p $(SCRATCH)/bench
 	.venv/bin/hybridna bench --task $* --plot $(SCRATCH)/bench/$*.png --force --summary-json $(SCRATCH)/bench/$*.json $(BENCH)
+
+# Each row of the table beside transformers in docs/benchmarks.md: ten minutes.
+THREADS ?= 2
+LARGE = --hidden-size 1024
+bench-all: .venv/bin/pytest
+	for options in "" "--precision bf16" "--task mixer" "--task mixer --precision bf16" "--task mixer $(LARGE)" \
+	    "--task mixer $(LARGE) --precision bf16" "$(LARGE) --layers 24 --length 2048" \
+	    "$(LARGE) --layers 24 --length 2048 --precision bf16" "--task train --length 1024 --length 2048" \
+	    "--task train --length 1024 --length 2048 --precision bf16" "--task beam" "--task embed"; do \
+	    echo "bench $$options"; .venv/bin/hybridna bench --threads $(THREADS) --repeats 3 $$options $(BENCH) || exit; done
 
 # Each command with its kernels and in plain torch, results compared.
 bench-commands: .venv/bin/pytest

@@ -44,7 +44,12 @@ def read_losses(path):
 
 # command, its arguments, what reads its result, largest difference of a number; texts must be equal
 CASES = (
-    ("score-variants", ["demo/promoter_variants.vcf", "-f", "yeast_chrI.fa.gz", "-o", "OUT.vcf"], read_scores, 1e-3),
+    (
+        "score-variants",
+        ["demo/promoter_variants.vcf", "-f", "yeast_chrI.fa.gz", "--window", "1024", "-o", "OUT.vcf"],
+        read_scores,
+        1e-3,
+    ),
     ("embed", ["demo/promoters.bed", "-f", "yeast_chrI.fa.gz", "-o", "OUT.npz"], read_vectors, 1e-4),
     ("generate", ["--label", "44", "-n", "64", "--seed", "1", "-o", "OUT.fa"], read_sequences, None),
     ("pretrain", ["demo/pretrain.toml", "-o", "OUT"], read_losses, 1e-2),

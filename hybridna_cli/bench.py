@@ -81,13 +81,14 @@ def spell_timings(found):
     yield (
         "case", "tokens", "count", "hybridna_s", "fastest", "slowest", "other_s", "other_fastest", "other_slowest",
         "ratio", f"{found.unit}_per_s", "products_s", "peak_share",
-        "largest_difference",
+        "peak_mib", "other_peak_mib", "largest_difference",
     )  # fmt: skip
     for row in found.rows:
         seconds = [f"{value:.4f}" for value in (*row.hybridna, *row.other)]
         products = "" if row.products is None else f"{row.products:.4f}"
         share = "" if row.peak_share is None else f"{row.peak_share:.3f}"
-        rest = f"{row.ratio:.2f}", f"{row.per_second:.4g}", products, share, f"{row.difference:.1e}"
+        peaks = ["", ""] if row.peaks is None else [f"{size / 2**20:.0f}" for size in row.peaks]
+        rest = f"{row.ratio:.2f}", f"{row.per_second:.4g}", products, share, *peaks, f"{row.difference:.1e}"
         yield row.case or found.task, str(row.tokens), str(row.count), *seconds, *rest
 
 

@@ -23,6 +23,12 @@ def keep_freed_memory():
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def return_freed_memory():
+    """Give back to the system what this process has freed; without glibc do nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def free_bytes(device):
     """Return the bytes that can still be taken on a torch device, or None when the system does not say."""
     if str(device).startswith("cuda"):

@@ -10,7 +10,7 @@ import torch
 from hybridna_core.errors import SystemFault
 from hybridna_core.model.hybrid import flops_per_token
 from hybridna_core.model.state import ModelState
-from hybridna_core.timing import check_equal, make_timing, spread, take_turns
+from hybridna_core.timing import check_equal, make_timing, spread, take_peaks, take_turns
 from hybridna_core.train.loop import is_counted
 from hybridna_kernels import cpu
 from hybridna_kernels.gemm import bf16_products, linear
@@ -57,8 +57,9 @@ def time_passes(ours, length, task, precision, repeats):
                     linear(inputs[weight.shape[1]], weight)
 
     run_products()
+    peaks = take_peaks([run_ours, run_theirs])
     *seconds, peak = take_turns([run_ours, run_theirs, run_products, run_peak], repeats)
-    timing = make_timing("", length, length, seconds, difference)
+    timing = make_timing("", length, length, seconds, difference)._replace(peaks=peaks)
     if task == "train" or precision != "fp32":
         return timing
     return timing._replace(peak_share=find_share(flops_per_token(ours.config, length) * length, timing, peak))
@@ -91,8 +92,9 @@ def time_mixer(model, length, precision, repeats):
     scale = run_theirs()[0].abs().max()
     found, wanted = ([out / scale for out in run()] for run in (run_ours, run_theirs))
     difference = check_equal("outputs", found, wanted, TOLERANCE[precision], f"{length} tokens")
+    peaks = take_peaks([run_ours, run_theirs])
     seconds = take_turns([run_ours, run_theirs], repeats)
-    return make_timing("", length, length, seconds, difference)
+    return make_timing("", length, length, seconds, difference)._replace(peaks=peaks)
 
 
 # Some 3e9 operations: long enough to time, short beside a pass.

@@ -21,7 +21,7 @@ from hybridna_core.model.likelihood import Reading, read
 from hybridna_core.model.state import MambaState, ModelState, bytes_per_row
 from hybridna_core.scoring import Plan, Scorer
 from hybridna_core.search import Beams, count_slice, read_slices
-from hybridna_core.timing import check_equal, forced_kernels, make_timing, take_turns
+from hybridna_core.timing import check_equal, forced_kernels, make_timing, take_peaks, take_turns
 from hybridna_core.tokenizer import BASE_IDS, encode, reverse_complement
 from hybridna_kernels import dispatch
 
@@ -147,7 +147,8 @@ def time_embedding(model, length, count, repeats):
             return embed()
 
     difference = check_equal("vectors", [embed()], [embed_plainly()], 1e-3, f"{length} bases")
-    return make_timing("", length, count, take_turns([embed, embed_plainly], repeats), difference)
+    peaks = take_peaks([embed, embed_plainly])
+    return make_timing("", length, count, take_turns([embed, embed_plainly], repeats), difference)._replace(peaks=peaks)
 
 
 # Beams
@@ -192,7 +193,9 @@ def _time_update(case, length, count, function, repeats):
             return function()
 
     difference = check_equal("states", function(), reorder_first(), 1e-3, case)
-    return make_timing(case, length, count, take_turns([function, reorder_first], repeats), difference)
+    peaks = take_peaks([function, reorder_first])
+    timing = make_timing(case, length, count, take_turns([function, reorder_first], repeats), difference)
+    return timing._replace(peaks=peaks)
 
 
 def check_memory(config, length, count):

@@ -4,12 +4,14 @@ two functions -> largest difference below a limit, or GuardError -> seconds of e
 """
 
 import contextlib
+import gc
 import os
 import statistics
 import time
 from typing import NamedTuple
 
 from hybridna_core.errors import GuardError
+from hybridna_core.memory import forget_peak, peak_bytes, return_freed_memory, used_bytes
 
 
 class Timing(NamedTuple):
@@ -23,6 +25,7 @@ class Timing(NamedTuple):
     difference  largest one between the results of the two
     products    seconds (median) that the matrix products with weights of a forward pass take by themselves, or None
     peak_share  floating-point operations a second of our way, by those of multiply-adds on registers alone, or None
+    peaks       most bytes that a pass of ours and one of the other took beside what was there before, or None
     """
 
     case: str
@@ -35,6 +38,7 @@ class Timing(NamedTuple):
     difference: float
     products: float | None = None
     peak_share: float | None = None
+    peaks: tuple | None = None
 
 
 def make_timing(case, tokens, count, seconds, difference):
@@ -58,6 +62,20 @@ def take_turns(functions, repeats):
             function()
             taken.append(time.perf_counter() - start)
     return seconds
+
+
+def take_peaks(functions):
+    """Call each function once; return the most bytes that each took beside what was there, None off Linux."""
+    peaks = []
+    for function in functions:
+        gc.collect()
+        return_freed_memory()
+        forget_peak()
+        before = used_bytes("cpu")
+        function()
+        most = peak_bytes()
+        peaks.append(None if most is None or before is None else max(0, most - before))
+    return None if None in peaks else tuple(peaks)
 
 
 def check_equal(what, ours, others, limit, where):

@@ -22,7 +22,7 @@ RANKS = {
     "scoring": 6, "score_fields": 6, "skipped": 6, "effect_plot": 6, "score_parquet": 7, "haplotype_scores": 7,
     "baselines": 6, "reports": 6, "task_report": 7,
     "calibration": 7,
-    "halves": 1, "timing": 1, "context_lengths": 5, "slow_ways": 7, "peer_passes": 7, "bench_plot": 7,
+    "halves": 1, "timing": 2, "context_lengths": 5, "slow_ways": 7, "peer_passes": 7, "bench_plot": 7,
     "logo": 4, "automaton": 4, "constraints": 5, "certificate": 6, "search": 6, "design_report": 7,
     "generation": 7, "oracle": 5, "design_measures": 6,
     "commands": 8, "__init__": 9,

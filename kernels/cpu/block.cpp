@@ -94,8 +94,9 @@ void feed_forward(const FeedForward& w, const float* x, int64_t count, int64_t h
 }
 
 // log(1 + e^x), clamped.
-void make_steps(const Mamba& w, const float* dt, int64_t rows, float* to) {
+void make_steps(const Mamba& w, const float* dt, int64_t rows, float* to, int64_t threads) {
   const float least = static_cast<float>(w.dt_least), most = static_cast<float>(w.dt_most);
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads)) if (rows * w.heads > 1024)
   for (int64_t r = 0; r < rows; r++)
     for (int64_t h = 0; h < w.heads; h++) {
       const float v = dt[r * w.projected() + h] + w.dt_bias[h], step = v > 20.0f ? v : std::log1p(std::exp(v));
@@ -148,7 +149,7 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
       hybridna_causal_conv1d(before, now * projected, projected, taps, w.conv_bias, own_conv, nullptr, mixed, sequences,
                              now, channels, w.taps, threads);
       keep_inputs(w, before, sequences, now, own_conv);
-      make_steps(w, before + channels, count, steps);
+      make_steps(w, before + channels, count, steps, threads);
       const float *B = mixed + width, *C = B + wide;
       if (length == 1)
         hybridna_ssd_step(mixed, channels, w.head_dim, steps, w.heads, 1, A, B, channels, w.size, C, channels, w.size,

@@ -26,6 +26,7 @@ OWN = {"score": {"lengths": (128,)}, "embed": {"lengths": (50, 70), "count": 3},
 
 
 def consistent(row):
+    assert row.peaks is None or min(row.peaks) >= 0
     for seconds in (row.hybridna, row.other):
         assert 0 < seconds[1] <= seconds[0] <= seconds[2]
     assert row.ratio == row.other[0] / row.hybridna[0] and row.per_second == row.count / row.hybridna[0]
@@ -167,13 +168,23 @@ def test_the_slow_ways_are_slow(monkeypatch):
     monkeypatch.setattr(cpu, "read_blocks", read_blocks)
     monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
     bench(task="embed", **SIZES, lengths=(50,), count=2)
-    # Compared once and timed once: ours, the other, ours, the other.
+    # Compared, measured and timed once each: ours, the other, ours, the other, ours, the other.
     order = [text for i, (_, text) in enumerate(asked) if i == 0 or asked[i - 1][1] != text]
-    assert order == [None, "reference", None, "reference"]
+    assert order == [None, "reference"] * 3
     asked.clear()
     bench(task="beam", **SIZES, lengths=(5,), count=3)
     assert {text for op, text in asked if op == "ssd_step"} == {None, "ssd_step=reference"}
     assert "HYBRIDNA_KERNELS" not in os.environ
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the system tells no peak that can be reset")
+def test_peaks_are_those_of_each_function():
+    def take(size):
+        return lambda: np.ones(size << 20, dtype=np.uint8).sum()
+
+    small, large, again = timing.take_peaks([take(10), take(100), take(10)])
+    assert small == pytest.approx(10 << 20, rel=0.3) and large == pytest.approx(100 << 20, rel=0.1)
+    assert again == pytest.approx(10 << 20, rel=0.3)
 
 
 def test_kernels_asked_for_stay_asked_for(monkeypatch):
@@ -188,7 +199,7 @@ def test_turns_are_taken():
     seconds = timing.take_turns([lambda: order.append("a"), lambda: order.append("b")], 3)
     assert order == ["a", "b"] * 3 and [len(taken) for taken in seconds] == [3, 3]
     row = timing.make_timing("x", 5, 6, [[3.0, 1.0, 2.0], [4.0, 9.0, 5.0], [0.5, 0.25, 0.75]], 0.1)
-    assert row == ("x", 5, 6, (2.0, 1.0, 3.0), (5.0, 4.0, 9.0), 2.5, 3.0, 0.1, 0.5, None)
+    assert row == ("x", 5, 6, (2.0, 1.0, 3.0), (5.0, 4.0, 9.0), 2.5, 3.0, 0.1, 0.5, None, None)
 
 
 # Context lengths
