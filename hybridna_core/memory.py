@@ -57,9 +57,12 @@ def peak_bytes():
 
 
 def forget_peak():
-    """Let `peak_bytes` begin anew, where the system can."""
-    with contextlib.suppress(OSError):
+    """Let `peak_bytes` begin anew; return whether the system could."""
+    try:
         Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def spell_bytes(count):

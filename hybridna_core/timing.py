@@ -70,11 +70,10 @@ def take_peaks(functions):
     for function in functions:
         gc.collect()
         return_freed_memory()
-        forget_peak()
-        before = used_bytes("cpu")
+        is_new, before = forget_peak(), used_bytes("cpu")
         function()
         most = peak_bytes()
-        peaks.append(None if most is None or before is None else max(0, most - before))
+        peaks.append(max(0, most - before) if is_new and most is not None and before is not None else None)
     return None if None in peaks else tuple(peaks)
 
 

@@ -99,6 +99,9 @@ def run(op, *args, **kwargs):
 
 def _reason(name, refuse, args, kwargs, asked):
     """Say why a backend does not run, or None. asked: it was named, so that it need not have been tested here"""
+    if name in packages.SERVED and not asked:
+        # Not even imported.
+        return _UNTESTED[name](args[0].device)
     reason = refuse(args, kwargs) if refuse else None
     if reason is None and name in _UNTESTED and not asked:
         return _UNTESTED[name](args[0].device)

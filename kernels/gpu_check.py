@@ -180,6 +180,15 @@ def _call(function, tensors, training):
     return lambda: torch.autograd.grad(function(*leaves), leaves, weights)
 
 
+def _failure(function):
+    """Call a function; return what it raised as a line, or None."""
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
 def timings(device, lengths=(2048, 8192, 32768, 131072), shape=FULL, tokens=65536, seconds=2.0):
     """Time each kernel beside plain torch and other packages, in bfloat16; return rows as dicts.
 
@@ -197,6 +206,10 @@ def timings(device, lengths=(2048, 8192, 32768, 131072), shape=FULL, tokens=6553
                 try:
                     with torch.set_grad_enabled(training):
                         calls = {name: _call(function, tensors, training) for name, function in made.items()}
+                        for name in set(calls) - {"triton", "torch"}:
+                            if (reason := _failure(calls[name])) is not None:
+                                del calls[name]
+                                row[f"{name}_failed"] = reason
                         row["microseconds"] = timed(calls, device, seconds)
                     row["nanoseconds_per_unit"] = 1000 * row["microseconds"]["triton"][0] / units
                 except Exception as error:

@@ -92,13 +92,14 @@ def ssd_step(x, dt, A, B, C, D, state, *, rows=None):
     """Advance the Mamba-2 recurrence by one token; shapes as in `reference.ssd_step`."""
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
-    # It writes into the state that it is given.
+    # It writes into the state that it is given, and looks at dt_bias's strides without asking whether there is one.
     after = state.clone() if rows is None else state.index_select(0, rows)
     head_dim, size = state.shape[-2:]
     with _on(x):
         y = selective_state_update(
             after, x, dt[..., None].expand(-1, -1, head_dim), A[:, None, None].expand(-1, head_dim, size), B, C,
-            D=D[:, None].expand(-1, head_dim), dt_softplus=False,
+            D=D[:, None].expand(-1, head_dim), dt_bias=dt.new_zeros(len(A), 1).expand(-1, head_dim),
+            dt_softplus=False,
         )  # fmt: skip
     return y, after
 
@@ -110,6 +111,8 @@ def refuse_causal_conv1d(args, kwargs):
         return "widths of 2 to 4 only"
     if x.shape[2] % 8:
         return "channels must be a multiple of 8"
+    if x.dtype not in (*_HALVES, torch.float32):
+        return "needs float32 or fewer bits"
     return _refuse("causal_conv1d", x, weight, bias, kwargs.get("state"))
 
 
@@ -119,7 +122,8 @@ def causal_conv1d(x, weight, bias, *, state=None):
 
     if state is None:
         state = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2])
-    # Both lie channel by channel, as it asks where there is a state.
+    # Both lie channel by channel, as it asks where there is a state; rows begin at every eighth element.
+    x = x.contiguous() if x.stride(0) % 8 or x.stride(1) % 8 else x
     with _on(x):
         y = causal_conv1d_fn(
             x.transpose(1, 2), weight, bias, initial_states=state.to(x.dtype).transpose(1, 2), activation="silu"

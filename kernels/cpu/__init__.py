@@ -98,6 +98,8 @@ def refuse_block(x, state, laid):
         return "no backward"
     if any(t is not None and t.dtype not in (torch.float32, torch.int64) for t in state):
         return "needs float32"
+    if any(t is not None and t.device.type != "cpu" for t in state):
+        return "needs CPU"
     return refuse(x)
 
 

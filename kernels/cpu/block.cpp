@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <new>
 
 #include "simd.hpp"
 
@@ -125,7 +126,11 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
   const int64_t one = width * w.size, wide = w.groups * w.size;
   const int64_t together = length >= SPAN ? 1 : std::min(SPAN / length, batch);
   const int64_t most = length >= SPAN ? SPAN : together * length;
-  const int64_t scan = hybridna_ssd_scratch(together, std::min(length, SPAN), w.heads, w.head_dim, w.groups, w.size);
+  // Fewer sequences hold more chunks at a time: the last ones may need the most.
+  const auto need = [&](int64_t sequences) {
+    return hybridna_ssd_scratch(sequences, std::min(length, SPAN), w.heads, w.head_dim, w.groups, w.size);
+  };
+  const int64_t scan = std::max(need(together), batch % together ? need(batch % together) : 0);
   Pieces scratch{keep_scratch(most * (projected + channels + w.heads + width + w.hidden + w.mlp.inner) + scan +
                               w.taps * channels + w.heads + 64)};
   float *mixer_in = scratch.take(most * projected), *mixed = scratch.take(most * channels);
@@ -216,12 +221,17 @@ void read_attention(const Attention& w, const Step& step, const float* x, float*
 
 }  // namespace
 
-// x and out (batch, length, hidden); all that the steps point to is contiguous.
-HYBRIDNA_EXPORT void hybridna_read_blocks(const Step* steps, int64_t count, const float* x, float* out, int64_t batch,
-                                          int64_t length, int64_t threads) {
-  for (int64_t i = 0; i < count; i++, x = out)
-    if (steps[i].kind)
-      read_attention(*static_cast<const Attention*>(steps[i].weights), steps[i], x, out, batch, length, threads);
-    else
-      read_mamba(*static_cast<const Mamba*>(steps[i].weights), steps[i], x, out, batch, length, threads);
+// x and out (batch, length, hidden); all that the steps point to is contiguous. Returns 1 when memory ran out.
+HYBRIDNA_EXPORT int hybridna_read_blocks(const Step* steps, int64_t count, const float* x, float* out, int64_t batch,
+                                         int64_t length, int64_t threads) {
+  try {
+    for (int64_t i = 0; i < count; i++, x = out)
+      if (steps[i].kind)
+        read_attention(*static_cast<const Attention*>(steps[i].weights), steps[i], x, out, batch, length, threads);
+      else
+        read_mamba(*static_cast<const Mamba*>(steps[i].weights), steps[i], x, out, batch, length, threads);
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  return 0;
 }

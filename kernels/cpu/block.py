@@ -7,6 +7,7 @@ import array
 import ctypes
 import functools
 import struct
+import threading
 from typing import NamedTuple
 
 import torch
@@ -179,18 +180,23 @@ class LaidOut:
     """A block as the library reads it, laid out when it is first asked for."""
 
     def __init__(self, block):
-        self.block = block
+        self.block, self._lock, self._made = block, threading.Lock(), None
 
     @functools.cached_property
     def reason(self):
         """Why the library does not take the block, or None."""
         return _refuse(self.block)
 
-    @functools.cached_property
+    @property
     def address(self):
         """Where the block's struct lies."""
-        self._made, self._held = self.block.lay_out()
-        return ctypes.cast(ctypes.c_char_p(self._made), ctypes.c_void_p).value
+        # Several threads may ask at once, and what the first was given must not go.
+        with self._lock:
+            if self._made is None:
+                struct_bytes, held = self.block.lay_out()
+                at = ctypes.cast(ctypes.c_char_p(struct_bytes), ctypes.c_void_p).value
+                self._made = struct_bytes, held, at
+        return self._made[2]
 
 
 def _refuse(block):
@@ -234,10 +240,16 @@ def read_blocks(x, states, blocks):
     blocks   list of LaidOut
     returns  what leaves the last block, and the list of (conv, ssm) or (keys, values) after each of them
 
-    A row's results depend neither on the rows beside it nor on threads.
+    A row's results depend neither on the rows beside it nor on threads. Raises ValueError for states of another number
+    of rows, and MemoryError.
     """
     batch, length, _ = x.shape
     x = contiguous(x)
+    for state in states:
+        # Mamba-2's second has any number of rows where the third says whose.
+        counted = state[:1] if len(state) == 3 and state[2] is not None else state[:2]
+        if any(t.shape[0] != batch for t in counted):
+            raise ValueError(f"states of {state[0].shape[0]} rows for {batch} rows of tokens")
     steps, held, found = array.array("q"), [], []
     for laid, state in zip(blocks, states, strict=True):
         given, past, prefix, rows, after = laid.block.begin(x, state)
@@ -247,8 +259,10 @@ def read_blocks(x, states, blocks):
         at = [0 if t is None else t.data_ptr() for t in (*given, rows, *after)]
         steps.extend((kind, laid.address, *at[:4], past, prefix, *at[4:]))
     out = torch.empty_like(x)
-    build.library()[0].hybridna_read_blocks(
+    failed = build.library()[0].hybridna_read_blocks(
         ctypes.c_void_p(steps.buffer_info()[0]), integer(len(found)), address(x), address(out), integer(batch),
         integer(length), threads(),
     )  # fmt: skip
+    if failed:
+        raise MemoryError("not enough memory for a pass")
     return out, found

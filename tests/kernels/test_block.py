@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import threading
 
 import pytest
 import torch
@@ -133,6 +134,36 @@ def test_a_rows_bits_depend_on_neither_its_neighbours_nor_threads(name, whole):
                 assert all(torch.equal(a, b[rows]) for a, b in zip(kept[:2], after[:2], strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("batch, length", [(9, 100), (9, 86), (5, 150), (5, 170), (3, 400), (7, 65), (11, 128)])
+def test_a_last_group_of_fewer_rows(batch, length, groups, whole):
+    """It holds more chunks of the scan at a time than those before it."""
+    block, config = make_block(mamba_n_groups=groups, mamba_d_state=64, mamba_d_head=16)
+    x, state = draw(config, batch, length)
+    found, after = [], []
+
+    def work():
+        # In a thread of its own, whose scratch no larger pass has made large.
+        out, kept = read(block, x, state)
+        found.append(out)
+        after.append(kept)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    for row in range(batch):
+        alone, kept = read(block, x[row : row + 1], pick(state, [row]))
+        assert torch.equal(alone, found[0][row : row + 1]) and torch.equal(kept.ssm, after[0].ssm[row : row + 1])
+
+
+@pytest.mark.parametrize("name", ["plain", "attention"])
+def test_states_of_another_number_of_rows_are_an_error(name):
+    block, config = make_block(**SHAPES[name])
+    x, state = draw(config, 4, 5)
+    with pytest.raises(ValueError, match="states of 1 rows for 4 rows of tokens"):
+        read(block, x, pick(state, [0]))
 
 
 @pytest.mark.parametrize("length", [1, 7])
