@@ -209,7 +209,7 @@ def timings(device, lengths=(2048, 8192, 32768, 131072), shape=FULL, tokens=6553
                         for name in set(calls) - {"triton", "torch"}:
                             if (reason := _failure(calls[name])) is not None:
                                 del calls[name]
-                                row[f"{name}_failed"] = reason
+                                row.setdefault("peers_failed", {})[name] = reason
                         row["microseconds"] = timed(calls, device, seconds)
                     row["nanoseconds_per_unit"] = 1000 * row["microseconds"]["triton"][0] / units
                 except Exception as error:
@@ -247,7 +247,8 @@ def table(folder):
             for r in found["rows"]:
                 taken = [f"{n} {m:.0f} [{a:.0f}-{b:.0f}]" for n, (m, a, b) in r.get("microseconds", {}).items()]
                 each = f"{r['nanoseconds_per_unit']:.1f}" if taken else "-"
-                text = ", ".join(taken) or r["failed"]
+                taken += [f"{name} failed: {reason}" for name, reason in r.get("peers_failed", {}).items()]
+                text = ", ".join(taken) if "failed" not in r else r["failed"]
                 lines.append(f"| {r['op']} | {r['length']} | {r['batch']} | {each} | {r['predicted']} | {text} |")
         lines.append("")
     text = "\n".join(lines)

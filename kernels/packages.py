@@ -55,19 +55,15 @@ def _refuse(package, *tensors):
     return why_absent(package)
 
 
-def _refuse_scan(x, B, *others):
+def refuse_ssd_scan(args, kwargs):
+    """Say why mamba-ssm's scan cannot take these, or None."""
+    x, _, _, B, *_ = args
     # Triton's products of float32 factors are of fewer bits unless told otherwise, and these are not told.
     if x.dtype not in _HALVES:
         return "needs bfloat16 or float16"
     if any(t.shape[1] * t.stride(1) >= _LARGEST_OFFSET for t in (x, B)):
         return "too long for its offsets"
-    return _refuse("mamba_ssm", x, B, *others)
-
-
-def refuse_ssd_scan(args, kwargs):
-    """Say why mamba-ssm's scan cannot take these, or None."""
-    x, dt, A, B, C, D = args
-    return _refuse_scan(x, B, dt, A, C, D, kwargs.get("state"))
+    return _refuse("mamba_ssm", *args, kwargs.get("state"))
 
 
 def ssd_scan(x, dt, A, B, C, D, *, state=None, chunk_size=64):

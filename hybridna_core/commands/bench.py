@@ -77,10 +77,9 @@ def bench(
 
     task                 forward: logits of all tokens, or train: loss of every token and gradients of all weights, both
                          beside transformers' BambaForCausalLM in float32 with the same weights; mixer: a Mamba-2
-                         mixer beside transformers'; score: the scorer
-                         beside two full passes per allele; embed: the kernels beside plain torch; beam: one step of
-                         beams beside a step that reorders states first; lengths: log-probabilities of all tokens,
-                         beside a Transformer of the same size, with peak memory
+                         mixer beside transformers'; score: the scorer beside two full passes per allele; embed: the
+                         kernels beside plain torch; beam: one step of beams beside a step that reorders states first;
+                         lengths: log-probabilities of all tokens, beside a Transformer of the same size
     precision            of our matrix products beside transformers: fp32, or bf16 (`gemm.bf16_products`)
     hidden_size, layers, state_size  of the model timed; the rest follows the presets' proportions
     lengths              tokens per pass, batch 1; score: of a window; embed: of a region; beam: read by each beam

@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 import threading
+import types
 
 import pytest
 import torch
@@ -164,6 +165,15 @@ def test_states_of_another_number_of_rows_are_an_error(name):
     x, state = draw(config, 4, 5)
     with pytest.raises(ValueError, match="states of 1 rows for 4 rows of tokens"):
         read(block, x, pick(state, [0]))
+
+
+def test_memory_that_ran_out_in_the_library_is_an_error(monkeypatch):
+    block, config = make_block()
+    x, state = draw(config, 1, 5)
+    read(block, x, state)
+    monkeypatch.setattr(build, "_found", (types.SimpleNamespace(hybridna_read_blocks=lambda *args: 1), None))
+    with pytest.raises(MemoryError, match="not enough memory for a pass"):
+        read(block, x, state)
 
 
 @pytest.mark.parametrize("length", [1, 7])

@@ -64,6 +64,20 @@ def test_adapters_to_other_packages_are_checked_and_timed(monkeypatch):
 
 
 @installed
+def test_an_adapter_that_fails_takes_no_other_figures_with_it(monkeypatch, tmp_path):
+    def broken(*args, **kwargs):
+        raise AttributeError("'NoneType' object has no attribute 'stride'")
+
+    monkeypatch.setitem(gpu_check.ADAPTERS, "ssd_step", ("mamba_ssm", broken, lambda *given: None, 7, "rows"))
+    times = gpu_check.timings(CPU, lengths=(16,), shape=(2, 4, 1, 4), tokens=16, seconds=0)
+    (step,) = [r for r in times if r["op"] == "ssd_step"]
+    assert set(step["microseconds"]) == {"triton", "torch"} and "failed" not in step
+    (tmp_path / "time.json").write_text(json.dumps({"setting": gpu_check.describe(CPU), "rows": times}))
+    text = gpu_check.table(tmp_path)
+    assert "mamba_ssm failed: AttributeError: 'NoneType' object has no attribute 'stride'" in text
+
+
+@installed
 def test_a_wrong_kernel_is_found(monkeypatch):
     kernel, plain = gpu_check.OPS["add_rms_norm"]
     monkeypatch.setitem(gpu_check.OPS, "add_rms_norm", (lambda *t: tuple(1.001 * o for o in kernel(*t)), plain))
