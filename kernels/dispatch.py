@@ -45,12 +45,14 @@ _CANDIDATES = {
     ],
 }
 OPS = tuple(_CANDIDATES)
+# Ways of matrix products with weights on CPU, among which `gemm` chooses.
+PRODUCTS = "tiles", "vectors", "onednn"
 
 # Backends that run unasked only where they were tested, and what says so of the first tensor's device.
 _UNTESTED = {"triton": triton.untested, **dict.fromkeys(packages.SERVED, packages.untested)}
 
 # What `reference` means where no backend has that name.
-_REFERENCES = {"ssd_scan": "chunked"}
+_REFERENCES = {"ssd_scan": "chunked", "product": "onednn"}
 
 
 class KernelError(Exception):
@@ -74,8 +76,8 @@ def _parse(text):
         if item == "auto":
             continue
         op, _, backend = item.rpartition("=")
-        targets = [op] if op else [o for o in OPS if backend in _names(o)]
-        if not targets or any(o not in _CANDIDATES or backend not in _names(o) for o in targets):
+        targets = [op] if op else [o for o in (*OPS, "product") if backend in _names(o)]
+        if not targets or any(backend not in _names(o) for o in targets):
             raise KernelError(f"HYBRIDNA_KERNELS: no backend {item!r}; known: {_spell()}")
         chosen.update(dict.fromkeys(targets, backend))
         if item == "reference":
@@ -125,8 +127,9 @@ def backends(op):
 def report(device="cpu", dtype=torch.float32):
     """List (op, backend, state) for `doctor`; state is "in use", "usable" or the reason for refusing.
 
-    A backend that depends on the arguments is judged on a plain forward pass on that device, in that dtype. What
-    reads whole blocks in one call has rows of its own; refused, blocks are read op by op.
+    A backend that depends on the arguments is judged on a plain forward pass on that device, in that dtype. Products
+    with weights have rows of their own, and so has what reads whole blocks in one call; refused, blocks are read op by
+    op.
     """
     from hybridna_kernels import gemm, parity
 
@@ -139,6 +142,12 @@ def report(device="cpu", dtype=torch.float32):
             reason = refusal(op, name, args, kwargs)
             rows.append((op, name, reason or ("in use" if first else "usable")))
             first = first and reason is not None
+    reasons = [gemm.refuse_product(way, device, dtype) for way in PRODUCTS]
+    first = reasons.index(None) if None in reasons else None
+    rows += [
+        ("product", way, reason or ("in use" if i == first else "usable"))
+        for i, (way, reason) in enumerate(zip(PRODUCTS, reasons, strict=True))
+    ]
     for kind in parity.BLOCKS:
         x, state, block = parity.example_block(kind, device=device, dtype=dtype)
         rows.append((kind, "cpu", gemm.refuse_block(x, state, cpu.LaidOut(block)) or "in use"))
@@ -148,11 +157,11 @@ def report(device="cpu", dtype=torch.float32):
 
 
 def _names(op):
-    return [name for name, _, _ in _CANDIDATES[op]]
+    return PRODUCTS if op == "product" else [name for name, _, _ in _CANDIDATES.get(op, ())]
 
 
 def _spell():
-    return ", ".join(f"{op}={'|'.join(_names(op))}" for op in OPS)
+    return ", ".join(f"{op}={'|'.join(_names(op))}" for op in (*OPS, "product"))
 
 
 def check_parity(device="cpu"):

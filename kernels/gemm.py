@@ -1,8 +1,8 @@
 """Matrix product with a weight, by the fastest route of the machine.
 
 x (..., in), weight (out, in) -> x weight^T (..., out); CPU float32 goes through our C++ where the weight is small and
-wants no gradient, else through oneDNN; all else through torch; inside `bf16_products`, CPU float32 factors are rounded
-to bfloat16 first
+wants no gradient, or where the processor has matrix tiles, else through oneDNN; all else through torch; inside
+`bf16_products`, CPU float32 factors are rounded to bfloat16 first
 """
 
 import contextlib
@@ -15,14 +15,16 @@ from torch.autograd.function import once_differentiable
 from hybridna_kernels import cpu, dispatch
 
 _rounded = False
+# Tokens from which on a weight is packed for one product on tiles.
+LEAST_TOKENS = 16
 
 
 @contextlib.contextmanager
 def bf16_products(wanted=True):
     """Within the block, multiply CPU float32 tensors with their factors rounded to bfloat16, sums in float32.
 
-    Results are rounded to bfloat16 too; all between the products stays float32. Twice as fast where the processor
-    multiplies bfloat16. The gradients of a product made here are taken the same way.
+    Off the processor's matrix tiles results are rounded to bfloat16 too; all between the products stays float32. Faster
+    where the processor multiplies bfloat16. The gradients of a product made here are taken the same way.
     """
     global _rounded
     before, _rounded = _rounded, wanted
@@ -37,25 +39,61 @@ def _has_onednn():
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def refuse_product(way, device="cpu", dtype=torch.float32):
+    """Say why products with weights do not go a way of `dispatch.PRODUCTS` as things stand, or None."""
+    asked = dispatch.forced().get("product")
+    if asked not in (None, way):
+        return f"HYBRIDNA_KERNELS asks for {asked}"
+    if torch.device(device).type != "cpu" or dtype != torch.float32:
+        return "needs float32 on CPU"
+    if way == "tiles":
+        return cpu.refuse_tiles()
+    return cpu.refuse() if way == "vectors" else None if _has_onednn() else "torch is built without it"
+
+
+def count_slices(tokens):
+    """Return the slices of factors in products on matrix tiles, 0 where products do not go there now.
+
+    tokens  read at a time: single ones would leave most of a tile empty
+    """
+    if tokens < 2:
+        return 0
+    reason = refuse_product("tiles")
+    if reason is None:
+        return cpu.ROUNDED if _rounded else cpu.EXACT
+    if dispatch.forced().get("product") == "tiles":
+        raise dispatch.KernelError(f"product: backend 'tiles' refuses: {reason}")
+    return 0
+
+
+def _tokens(x):
+    return x.shape[-2] if x.ndim > 1 else 1
+
+
 def uses_panels(x, weight):
     """Say whether `cpu.product` takes these now: CPU float32, no gradient wanted, a small weight that is not trained.
 
     It follows the choice for the gated norm, the op most like what it does around a product.
     """
-    if _rounded or x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and x.requires_grad):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and x.requires_grad):
         return False
     if not cpu.is_fixed(weight) or weight.numel() > cpu.LARGEST_WEIGHT:
         return False
-    return dispatch.forced().get("gated_rms_norm") in (None, "cpu") and cpu.refuse(x, weight) is None
+    chosen = dispatch.forced()
+    if chosen.get("gated_rms_norm") not in (None, "cpu") or chosen.get("product") not in (None, "tiles", "vectors"):
+        return False
+    return cpu.refuse(x, weight) is None and not (_rounded and not count_slices(_tokens(x)))
 
 
 def refuse_block(x, state, laid):
     """Say why `cpu.read_blocks` does not take a LaidOut block with these now, or None; shapes as there."""
     # It follows the choice for each of the ops that it is made of.
     chosen = dispatch.forced()
-    if any(chosen.get(op) not in (None, "cpu") for op in laid.block.ops):
+    if any(chosen.get(op) not in (None, "cpu") for op in laid.block.ops) or chosen.get("product") == "onednn":
         return "HYBRIDNA_KERNELS asks for others"
-    return "products are rounded" if _rounded else cpu.refuse_block(x, state, laid)
+    if _rounded and not count_slices(x.shape[1]):
+        return "products are rounded"
+    return cpu.refuse_block(x, state, laid)
 
 
 def linear(x, weight, bias=None):
@@ -65,20 +103,32 @@ def linear(x, weight, bias=None):
     weight  (out, in)
     bias    (out,) or None
 
-    torch's own float32 product on some CPUs is half as fast as oneDNN's, which gives the same precision.
+    torch's own float32 product on some CPUs is half as fast as oneDNN's, which gives the same precision; tiles (AMX)
+    take all bits of float32 in three slices.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not _has_onednn():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return F.linear(x, weight, bias)
+    tokens = _tokens(x)
     if uses_panels(x, weight):
-        y = cpu.product(x, weight)
-        return y if bias is None else y + bias
-    if _rounded:
+        y = cpu.product(x, weight, slices=count_slices(tokens))
+    elif tokens >= LEAST_TOKENS and count_slices(tokens) and weight.numel():
+        y = _TileLinear.apply(x, weight, count_slices(tokens))
+    elif not _has_onednn():
+        return F.linear(x, weight, bias)
+    elif _rounded:
         y = _RoundedLinear.apply(x, weight)
-        return y if bias is None else y + bias
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    elif torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         y = _Linear.apply(x, weight)
-        return y if bias is None else y + bias
-    return _onednn(x, weight, bias)
+    else:
+        return _onednn(x, weight, bias)
+    return y if bias is None else y + bias
+
+
+def multiply(way, x, weight):
+    """Multiply by a weight in one of the ways of `dispatch.PRODUCTS`, float32 on CPU without autograd; as `linear`."""
+    if way == "onednn":
+        return _onednn(x, weight)
+    return cpu.product(x, weight, slices=cpu.EXACT if way == "tiles" else 0)
 
 
 def _onednn(x, weight, bias=None):
@@ -99,6 +149,23 @@ class _Linear(torch.autograd.Function):
         # The weight's gradient sums over rows; torch's own product is the faster one there.
         grad_weight = rows.t() @ columns if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight
+
+
+class _TileLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, slices):
+        ctx.save_for_backward(x, weight)
+        ctx.slices = slices
+        return cpu.matmul(x.reshape(-1, x.shape[-1]), weight, slices).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows, columns = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        grad_x = cpu.matmul(rows, weight.t(), ctx.slices).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_weight = cpu.matmul(rows.t(), columns.t(), ctx.slices) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, None
 
 
 class _RoundedLinear(torch.autograd.Function):

@@ -84,10 +84,18 @@ def example_block(kind, *, length=65, batch=2, seed=0, device="cpu", dtype=torch
     return x, (normal(batch, 3, channels), normal(batch, heads, head_dim, size), None), block
 
 
+def example_product(device="cpu"):
+    """Draw rows and a weight of no round size, float32."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).to(device) for shape in ((2, 65, 200), (90, 200)))
+    return x, torch.nn.Parameter(weight, requires_grad=False)
+
+
 def check(device="cpu"):
     """Compare each backend that may be used with its definition; return rows (op, backend, error, limit).
 
-    The last rows, where there are any, are of whole blocks that `cpu.read_blocks` reads in one call.
+    The last rows, where there are any, are of products with weights, and of whole blocks that `cpu.read_blocks` reads
+    in one call.
 
     error  largest difference of a float32 output or state from the float64 definition, relative to its largest value
     limit  twice what the definition itself loses in float32, and at least 1e-6
@@ -100,9 +108,15 @@ def check(device="cpu"):
         for name, function, _ in dispatch.backends(op):
             if dispatch.refusal(op, name, args, kwargs) is None:
                 rows.append((op, name, _difference(_outputs(function, args, kwargs), exact), limit))
+    x, weight = example_product(device)
+    exact = (x.double() @ weight.double().t(),)
+    limit = max(1e-6, 2 * _difference((x @ weight.t(),), exact))
+    for way in dispatch.PRODUCTS:
+        if gemm.refuse_product(way, device) is None:
+            rows.append(("product", way, _difference((gemm.multiply(way, x, weight),), exact), limit))
     for kind, definition in BLOCKS.items():
         x, state, block = example_block(kind, device=device, dtype=torch.float32)
-        laid = cpu.LaidOut(block)
+        laid = cpu.LaidOut(block, gemm.count_slices(x.shape[1]))
         if gemm.refuse_block(x, state, laid) is None:
             exact = _outputs(definition, example_block(kind, device=device), {})
             limit = max(1e-6, 2 * _difference(_outputs(definition, (x, state, block), {}), exact))

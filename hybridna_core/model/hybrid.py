@@ -14,7 +14,7 @@ from hybridna_core.model.mamba2 import Mamba2Mixer
 from hybridna_core.model.state import AttentionState, MambaState, ModelState
 from hybridna_core.tokenizer import Tokenizer
 from hybridna_kernels import cpu
-from hybridna_kernels.gemm import linear, refuse_block
+from hybridna_kernels.gemm import count_slices, linear, refuse_block
 
 # Rows of tokens from which on each block is a call of its own: no call can be interrupted.
 MANY_ROWS = 8192
@@ -65,7 +65,7 @@ class Block(nn.Module):
         if any(type(projection) is not Linear for projection in (*mixer.projections, *mlp.projections)):
             return None
         block = mixer.with_mlp(self.input_layernorm, self.pre_ff_layernorm, mlp)
-        laid = self.kept.get(block)
+        laid = self.kept.get(block, count_slices(2))
         return laid if refuse_block(x, state, laid) is None else None
 
 

@@ -17,12 +17,13 @@ from hybridna_kernels.cpu.block import (
     read_blocks,
 )
 from hybridna_kernels.cpu.peak import multiply_add
+from hybridna_kernels.cpu.projection import EXACT, ROUNDED, is_fixed, matmul, panels, product, refuse_tiles
 from hybridna_kernels.cpu.projection import LARGEST as LARGEST_WEIGHT
-from hybridna_kernels.cpu.projection import is_fixed, panels, product
 
 __all__ = [
-    "LARGEST_CONV", "LARGEST_HEAD", "LARGEST_STATE_SIZE", "LARGEST_WEIGHT", "AttentionBlock", "Kept",
-    "LaidOut", "MambaBlock", "is_fixed", "multiply_add", "panels", "product", "read_blocks",
+    "EXACT", "LARGEST_CONV", "LARGEST_HEAD", "LARGEST_STATE_SIZE", "LARGEST_WEIGHT", "ROUNDED", "AttentionBlock",
+    "Kept", "LaidOut", "MambaBlock", "is_fixed", "matmul", "multiply_add", "panels", "product", "read_blocks",
+    "refuse_tiles",
 ]  # fmt: skip
 
 

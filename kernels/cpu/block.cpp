@@ -12,11 +12,13 @@
 #include <memory>
 #include <new>
 
-#include "simd.hpp"
+#include "product.hpp"
 
 extern "C" {
 void hybridna_product(const float*, int64_t, const float*, int64_t, const float*, float, const float*, const float*,
                       float*, int64_t, int64_t, int64_t, int64_t, int64_t);
+void hybridna_tile_product(const float*, int64_t, const float*, int64_t, const float*, float, const uint16_t*,
+                           const float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
 void hybridna_causal_conv1d(const float*, int64_t, int64_t, const float*, const float*, const float*, const float*,
                             float*, int64_t, int64_t, int64_t, int64_t, int64_t);
 int64_t hybridna_ssd_scratch(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
@@ -36,18 +38,31 @@ void hybridna_attention(const float*, int64_t, int64_t, int64_t, const float*, i
 
 namespace {
 
-constexpr int64_t SPAN = 512;  // rows at a time; whole chunks of the scan
+// Rows at a time, whole chunks of the scan: a thread's share stays in its second cache.
+int64_t span_of(int64_t threads) { return std::min<int64_t>(std::max<int64_t>(128 * threads, 256), 1024); }
 
 // As block.py lays them out; every field has eight bytes.
+
+// A weight of a product. tiles: the same in so many slices, or null
+struct Weight {
+  const float* panels;
+  const uint16_t* tiles;
+  int64_t slices;
+};
+
 struct FeedForward {
-  const float *norm, *gate_up_panels, *down_panels;
+  const float* norm;
+  Weight gate_up, down;
   double eps;
   int64_t inner;
 };
 
 struct Mamba {
   FeedForward mlp;
-  const float *norm, *in_panels, *conv, *conv_bias, *dt_bias, *A_log, *D, *gated_norm, *out_panels;
+  const float* norm;
+  Weight in;
+  const float *conv, *conv_bias, *dt_bias, *A_log, *D, *gated_norm;
+  Weight out;
   double eps, gated_eps, dt_least, dt_most;
   int64_t hidden, heads, head_dim, groups, size, taps;
   int64_t width() const { return heads * head_dim; }
@@ -57,7 +72,8 @@ struct Mamba {
 
 struct Attention {
   FeedForward mlp;
-  const float *norm, *qkv_panels, *out_panels;
+  const float* norm;
+  Weight qkv, out;
   double eps;
   int64_t hidden, heads, kv_heads, head_dim;
   int64_t width() const { return heads * head_dim; }
@@ -86,12 +102,33 @@ struct Pieces {
   float* take(int64_t floats) { return (at += floats) - floats; }
 };
 
-// x (count, hidden) + MLP of it -> out. inner: (count, w.inner) of scratch.
-void feed_forward(const FeedForward& w, const float* x, int64_t count, int64_t hidden, float* inner, float* out,
-                  int64_t threads) {
-  hybridna_product(x, hidden, nullptr, 0, w.norm, static_cast<float>(w.eps), w.gate_up_panels, nullptr, inner, count,
-                   hidden, w.inner, 1, threads);
-  hybridna_product(inner, w.inner, nullptr, 0, nullptr, 0, w.down_panels, x, out, count, w.inner, hidden, 0, threads);
+// hybridna_product, on tiles where there are some. Single tokens would leave most of a tile empty; the choice is by
+// what is read, not by the number of rows, so that a row's bits do not depend on that.
+struct Product {
+  bool single;
+  int64_t rows, threads;
+
+  void operator()(const Rows& in, const Weight& w, int64_t outputs, const float* add, float* out, bool paired) const {
+    if (w.tiles && !single)
+      hybridna_tile_product(in.x, in.x_row, in.z, in.z_row, in.norm, in.eps, w.tiles, add, out, rows, in.depth, outputs,
+                            paired, w.slices, threads);
+    else
+      hybridna_product(in.x, in.x_row, in.z, in.z_row, in.norm, in.eps, w.panels, add, out, rows, in.depth, outputs,
+                       paired, threads);
+  }
+};
+
+Rows plain(const float* x, int64_t depth) { return {x, nullptr, depth, 0, nullptr, 0, depth}; }
+
+Rows normed(const float* x, int64_t depth, const float* norm, double eps) {
+  return {x, nullptr, depth, 0, norm, static_cast<float>(eps), depth};
+}
+
+// x (rows, hidden) + MLP of it -> out. inner: (rows, w.inner) of scratch.
+void feed_forward(const FeedForward& w, const float* x, int64_t hidden, float* inner, float* out,
+                  const Product& product) {
+  product(normed(x, hidden, w.norm, w.eps), w.gate_up, w.inner, nullptr, inner, true);
+  product(plain(inner, w.inner), w.down, hidden, x, out, false);
 }
 
 // log(1 + e^x), clamped.
@@ -124,11 +161,11 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
   const int64_t* rows = step.rows;
   const int64_t width = w.width(), channels = w.channels(), projected = w.projected(), kept = (w.taps - 1) * channels;
   const int64_t one = width * w.size, wide = w.groups * w.size;
-  const int64_t together = length >= SPAN ? 1 : std::min(SPAN / length, batch);
-  const int64_t most = length >= SPAN ? SPAN : together * length;
+  const int64_t span = span_of(threads), together = length >= span ? 1 : std::min(span / length, batch);
+  const int64_t most = length >= span ? span : together * length;
   // Fewer sequences hold more chunks at a time: the last ones may need the most.
   const auto need = [&](int64_t sequences) {
-    return hybridna_ssd_scratch(sequences, std::min(length, SPAN), w.heads, w.head_dim, w.groups, w.size);
+    return hybridna_ssd_scratch(sequences, std::min(length, span), w.heads, w.head_dim, w.groups, w.size);
   };
   const int64_t scan = std::max(need(together), batch % together ? need(batch % together) : 0);
   Pieces scratch{keep_scratch(most * (projected + channels + w.heads + width + w.hidden + w.mlp.inner) + scan +
@@ -145,11 +182,11 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
     const int64_t sequences = std::min(batch - b, together);
     float *own_conv = conv + b * kept, *own_state = state + b * one;
     std::memcpy(own_conv, conv_in + b * kept, sizeof(float) * sequences * kept);
-    for (int64_t t = 0; t < length; t += SPAN) {
-      const int64_t now = std::min(length - t, SPAN), count = sequences * now, first = b * length + t;
+    for (int64_t t = 0; t < length; t += span) {
+      const int64_t now = std::min(length - t, span), count = sequences * now, first = b * length + t;
       const float* in = x + first * w.hidden;
-      hybridna_product(in, w.hidden, nullptr, 0, w.norm, static_cast<float>(w.eps), w.in_panels, nullptr, mixer_in,
-                       count, w.hidden, projected, 0, threads);
+      const Product product{length == 1, count, threads};
+      product(normed(in, w.hidden, w.norm, w.eps), w.in, projected, nullptr, mixer_in, false);
       const float* before = mixer_in + width;
       hybridna_causal_conv1d(before, now * projected, projected, taps, w.conv_bias, own_conv, nullptr, mixed, sequences,
                              now, channels, w.taps, threads);
@@ -165,9 +202,9 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
                           now * channels, channels, w.size, C, now * channels, channels, w.size, w.D,
                           t ? own_state : state_in + b * one, y, own_state, nullptr, scan_scratch, sequences, now,
                           w.heads, w.head_dim, w.groups, w.size, threads);
-      hybridna_product(y, width, mixer_in, projected, w.gated_norm, static_cast<float>(w.gated_eps), w.out_panels, in,
-                       middle, count, width, w.hidden, 0, threads);
-      feed_forward(w.mlp, middle, count, w.hidden, inner, out + first * w.hidden, threads);
+      const Rows gated{y, mixer_in, width, projected, w.gated_norm, static_cast<float>(w.gated_eps), width};
+      product(gated, w.out, w.hidden, in, middle, false);
+      feed_forward(w.mlp, middle, w.hidden, inner, out + first * w.hidden, product);
     }
   }
 }
@@ -187,13 +224,14 @@ void append(const Attention& w, const float* earlier, int64_t past, const float*
 void read_attention(const Attention& w, const Step& step, const float* x, float* out, int64_t batch, int64_t length,
                     int64_t threads) {
   const int64_t width = w.width(), wide = w.kv_width(), projected = w.projected(), keys = step.past + length;
-  const int64_t together = length >= SPAN ? 1 : std::min(SPAN / length, batch), most = together * length;
+  const int64_t limit = span_of(threads);
+  const int64_t together = length >= limit ? 1 : std::min(limit / length, batch), most = together * length;
   const int64_t attending = hybridna_attention_scratch(together, w.kv_heads, w.head_dim, keys, step.shared,
                                                        length * (w.heads / w.kv_heads), threads);
   // Grows with the length, so it is not kept.
-  const std::unique_ptr<float[]> whole(new float[static_cast<std::size_t>(most * (projected + width) + attending)]);
-  float *qkv = whole.get(), *y = qkv + most * projected, *attention_scratch = y + most * width;
-  const int64_t span = std::min(most, SPAN);
+  const std::unique_ptr<float[]> kept(new float[static_cast<std::size_t>(most * (projected + width) + attending)]);
+  float *qkv = kept.get(), *y = qkv + most * projected, *attention_scratch = y + most * width;
+  const int64_t span = std::min(most, limit);
   Pieces scratch{keep_scratch(span * (w.hidden + w.mlp.inner))};
   float *middle = scratch.take(span * w.hidden), *inner = scratch.take(span * w.mlp.inner);
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(w.head_dim)));
@@ -201,8 +239,8 @@ void read_attention(const Attention& w, const Step& step, const float* x, float*
   for (int64_t b = 0; b < batch; b += together) {
     const int64_t sequences = std::min(batch - b, together), count = sequences * length;
     const float* in = x + b * length * w.hidden;
-    hybridna_product(in, w.hidden, nullptr, 0, w.norm, static_cast<float>(w.eps), w.qkv_panels, nullptr, qkv, count,
-                     w.hidden, projected, 0, threads);
+    const Product whole{length == 1, count, threads};
+    whole(normed(in, w.hidden, w.norm, w.eps), w.qkv, projected, nullptr, qkv, false);
     float *k = step.after[0] + b * keys * wide, *v = step.after[1] + b * keys * wide;
     append(w, step.given[0] + b * step.past * wide, step.past, qkv + width, sequences, length, k);
     append(w, step.given[1] + b * step.past * wide, step.past, qkv + width + wide, sequences, length, v);
@@ -212,9 +250,9 @@ void read_attention(const Attention& w, const Step& step, const float* x, float*
                        threads);
     for (int64_t t = 0; t < count; t += span) {
       const int64_t now = std::min(count - t, span);
-      hybridna_product(y + t * width, width, nullptr, 0, nullptr, 0, w.out_panels, in + t * w.hidden, middle, now,
-                       width, w.hidden, 0, threads);
-      feed_forward(w.mlp, middle, now, w.hidden, inner, out + (b * length + t) * w.hidden, threads);
+      const Product product{length == 1, now, threads};
+      product(plain(y + t * width, width), w.out, w.hidden, in + t * w.hidden, middle, false);
+      feed_forward(w.mlp, middle, w.hidden, inner, out + (b * length + t) * w.hidden, product);
     }
   }
 }

@@ -14,7 +14,7 @@ import torch
 
 from hybridna_kernels.cpu import build
 from hybridna_kernels.cpu.call import address, contiguous, integer, threads
-from hybridna_kernels.cpu.projection import LARGEST, is_fixed, make_panels, panels
+from hybridna_kernels.cpu.projection import LARGEST, is_fixed, make_panels, make_tile_panels, panels
 
 # What the library's fixed buffers hold.
 LARGEST_STATE_SIZE, LARGEST_CONV, LARGEST_HEAD = 512, 64, 256
@@ -77,21 +77,16 @@ class MambaBlock(NamedTuple):
             return "larger than the library's buffers"
         return "heads do not divide into groups" if self.D.numel() % self.groups else None
 
-    def lay_out(self):
+    def lay_out(self, slices):
         """Return the struct that block.cpp calls Mamba, and the tensors that it points to."""
         heads = self.D.numel()
-        held = [
-            self.mlp_norm, panels(self.gate, self.up), panels(self.down), self.norm, panels(self.in_proj), self.conv,
-            self.conv_bias, self.dt_bias, self.A_log, self.D, self.gated_norm, panels(self.out_proj),
-        ]  # fmt: skip
-        held = [contiguous(t.detach()) for t in held]
-        at = [t.data_ptr() for t in held]
         least, most = self.dt_range or (0.0, float("inf"))
-        made = struct.pack(
-            "@3Pdq9P4d6q", *at[:3], self.mlp_eps, self.gate.shape[0], *at[3:], self.eps, self.gated_eps, least, most,
-            self.norm.numel(), heads, self.gated_norm.numel() // heads, self.groups, self.size, self.conv.shape[-1],
-        )  # fmt: skip
-        return made, held
+        weights = self.conv, self.conv_bias, self.dt_bias, self.A_log, self.D, self.gated_norm
+        return _lay_out([
+            *_mlp(self, slices), self.norm, *_both(slices, self.in_proj), *weights, *_both(slices, self.out_proj),
+            self.eps, self.gated_eps, float(least), float(most), self.norm.numel(), heads,
+            self.gated_norm.numel() // heads, self.groups, self.size, self.conv.shape[-1],
+        ])  # fmt: skip
 
     def begin(self, x, state):
         """Return the given tensors of a step, and those that take the state after it."""
@@ -152,20 +147,14 @@ class AttentionBlock(NamedTuple):
             return f"head_dim odd or above {LARGEST_HEAD}"
         return None
 
-    def lay_out(self):
+    def lay_out(self, slices):
         """Return the struct that block.cpp calls Attention, and the tensors that it points to."""
         qkv = torch.cat([self.q.detach(), self.k.detach(), self.v.detach()])
-        held = [
-            self.mlp_norm, panels(self.gate, self.up), panels(self.down), self.norm, make_panels(qkv),
-            panels(self.o),
-        ]  # fmt: skip
-        held = [contiguous(t.detach()) for t in held]
-        at = [t.data_ptr() for t in held]
-        made = struct.pack(
-            "@3Pdq3Pd4q", *at[:3], self.mlp_eps, self.gate.shape[0], *at[3:], self.eps, self.norm.numel(), self.heads,
-            self.kv_heads, self.head_dim,
-        )  # fmt: skip
-        return made, held
+        tiles = make_tile_panels(qkv, None, slices) if slices else None
+        return _lay_out([
+            *_mlp(self, slices), self.norm, make_panels(qkv), tiles, slices, *_both(slices, self.o), self.eps,
+            self.norm.numel(), self.heads, self.kv_heads, self.head_dim,
+        ])  # fmt: skip
 
     def begin(self, x, state):
         """Return the given tensors of a step, and those that take the state after it."""
@@ -176,11 +165,36 @@ class AttentionBlock(NamedTuple):
         return (keys, values, shared_keys, shared_values), past, prefix, None, after
 
 
-class LaidOut:
-    """A block as the library reads it, laid out when it is first asked for."""
+def _both(slices, *weights):
+    """Return a block.cpp Weight of one weight or two: panels, and those of tiles where there are slices."""
+    return panels(*weights), panels(*weights, slices=slices) if slices else None, slices
 
-    def __init__(self, block):
-        self.block, self._lock, self._made = block, threading.Lock(), None
+
+def _mlp(block, slices):
+    """Return what block.cpp calls FeedForward."""
+    both = _both(slices, block.gate, block.up), _both(slices, block.down)
+    return block.mlp_norm, *both[0], *both[1], block.mlp_eps, block.gate.shape[0]
+
+
+def _lay_out(fields):
+    """Return fields of eight bytes, tensors as their addresses, and the tensors."""
+    held = [contiguous(f.detach()) if isinstance(f, torch.Tensor) else f for f in fields]
+    made = b"".join(
+        struct.pack("@d", f) if isinstance(f, float)
+        else struct.pack("@q", 0 if f is None else f if isinstance(f, int) else f.data_ptr())
+        for f in held
+    )  # fmt: skip
+    return made, held
+
+
+class LaidOut:
+    """A block as the library reads it, laid out when it is first asked for.
+
+    slices  of factors of its products on tiles, 0: all on vectors
+    """
+
+    def __init__(self, block, slices=0):
+        self.block, self.slices, self._lock, self._made = block, slices, threading.Lock(), None
 
     @functools.cached_property
     def reason(self):
@@ -193,7 +207,7 @@ class LaidOut:
         # Several threads may ask at once, and what the first was given must not go.
         with self._lock:
             if self._made is None:
-                struct_bytes, held = self.block.lay_out()
+                struct_bytes, held = self.block.lay_out(self.slices)
                 at = ctypes.cast(ctypes.c_char_p(struct_bytes), ctypes.c_void_p).value
                 self._made = struct_bytes, held, at
         return self._made[2]
@@ -216,18 +230,19 @@ class Kept:
     def __reduce__(self):
         return Kept, ()
 
-    def get(self, block):
-        """Return the LaidOut of a block.
+    def get(self, block, slices):
+        """Return the LaidOut of a block and slices.
 
         A weight changed through `.data` keeps its version; torch gives no sign of such a change.
         """
         state = (
             [(t.data_ptr(), None if t.is_inference() else t._version, t.requires_grad, t.dtype) for t in block.tensors],
             block[len(block.tensors) :],
+            slices,
         )
         kept, laid = self._kept
         if kept != state:
-            laid = LaidOut(block)
+            laid = LaidOut(block, slices)
             self._kept = state, laid
         return laid
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 SOURCES = (
     "scan.cpp", "scan_backward.cpp", "step.cpp", "rows.cpp", "rows_backward.cpp", "attention.cpp", "product.cpp",
-    "block.cpp", "peak.cpp",
+    "tiles.cpp", "block.cpp", "peak.cpp",
 )  # fmt: skip
-HEADERS = ("simd.hpp",)
+HEADERS = ("simd.hpp", "product.hpp", "tiles.hpp")
 # Nothing that changes results: no -ffast-math.
 FLAGS = "-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"
 MACHINE = "-march=native" if platform.machine() in ("x86_64", "i686") else "-mcpu=native"

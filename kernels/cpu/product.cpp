@@ -5,21 +5,11 @@
 //
 // Every output is one sum over the depth, term after term: the same whatever the rows beside it, or the threads.
 
-#include <cmath>
-
-#include "simd.hpp"
+#include "product.hpp"
 
 namespace {
 
 constexpr int64_t PACKED = 65536;  // floats of a packed block of rows: it stays in the second cache
-
-struct Rows {
-  const float *x, *z;  // z null: no gate
-  int64_t x_row, z_row;
-  const float* norm;  // null: no norm
-  float eps;
-  int64_t depth;
-};
 
 // (W rows, depth) -> (depth, TILE). What is written behind a row of `to` is overwritten by the next.
 void turn(const float* const (&rows)[W], int64_t depth, float* to) {
@@ -38,24 +28,6 @@ void turn(const float* const (&rows)[W], int64_t depth, float* to) {
   constexpr int many = TILE <= W ? TILE : W;
   for (; k < depth; k++)
     for (int r = 0; r < many; r++) to[k * TILE + r] = rows[r][k];
-}
-
-// One row, gated and normed as rows.cpp does it.
-void prepare_row(const Rows& in, int64_t row, float* out) {
-  const float *a = in.x + row * in.x_row, *g = in.z + row * in.z_row;
-  vf squares{};
-  for (int64_t c = 0; c < in.depth; c += W) {
-    const int n = static_cast<int>(in.depth - c < W ? in.depth - c : W);
-    vf v = load_part(a + c, n);
-    if (in.z) v *= silu(load_part(g + c, n));
-    store_part(out + c, v, n);
-    squares += v * v;
-  }
-  const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(in.depth) + in.eps);
-  for (int64_t c = 0; c < in.depth; c += W) {
-    const int n = static_cast<int>(in.depth - c < W ? in.depth - c : W);
-    store_part(out + c, load_part(out + c, n) * scale * load_part(in.norm + c, n), n);
-  }
 }
 
 // `count` rows from `first` on -> tiles of (depth, TILE). A tile's rows past the last one repeat it.
@@ -82,37 +54,6 @@ void pack(const Rows& in, int64_t first, int64_t count, float* normed, float* to
   }
 }
 
-struct Out {
-  float* to;
-  int64_t outputs;
-  const float* add;  // (rows, outputs), or null
-  bool paired;       // panels hold W gates, then W ups
-};
-
-// One tile of `count` rows with one panel.
-template <int R>
-void finish(const vf (&acc)[R][2], const Out& out, int64_t row, int64_t count, int64_t panel) {
-  const int64_t column = panel * (out.paired ? W : WIDE), left = out.outputs - column;
-  const int first = static_cast<int>(left < W ? left : W);
-  const int second = static_cast<int>(left - W < 0 ? 0 : left - W < W ? left - W : W);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++) {
-    if (r >= count) break;
-    const int64_t at = (row + r) * out.outputs + column;
-    if (out.paired) {
-      store_part(out.to + at, silu(acc[r][0]) * acc[r][1], first);
-      continue;
-    }
-    vf low = acc[r][0], high = acc[r][1];
-    if (out.add) {
-      low += load_part(out.add + at, first);
-      if (second) high += load_part(out.add + at + W, second);
-    }
-    store_part(out.to + at, low, first);
-    if (second) store_part(out.to + at + W, high, second);
-  }
-}
-
 }  // namespace
 
 // Outputs of one panel.
@@ -125,7 +66,7 @@ HYBRIDNA_EXPORT void hybridna_product(const float* x, int64_t x_row, const float
                                       int64_t depth, int64_t outputs, int64_t paired, int64_t threads) {
   const Rows in{x, z, x_row, z_row, norm, eps, depth};
   const Out to{out, outputs, add, paired != 0};
-  const int64_t width = paired ? W : WIDE, count = (outputs + width - 1) / width;
+  const int64_t count = to.panels();
   int64_t most = PACKED / depth / TILE * TILE;
   if (most < TILE) most = TILE;
   // As many blocks for each thread, of whole tiles; where there are too few rows for that, threads share the panels.
@@ -145,7 +86,11 @@ HYBRIDNA_EXPORT void hybridna_product(const float* x, int64_t x_row, const float
           constexpr int R = decltype(constant)::value;
           vf acc[R][2] = {};
           multiply<R>(acc, packed + from * depth, TILE, panels + panel * depth * WIDE, WIDE, depth);
-          finish<R>(acc, to, first + from, now - from, panel);
+#pragma GCC unroll 16
+          for (int r = 0; r < R; r++) {
+            if (from + r >= now) break;
+            finish_row(acc[r][0], acc[r][1], to, first + from + r, panel);
+          }
         });
   }
 }

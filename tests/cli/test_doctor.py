@@ -23,7 +23,7 @@ def test_everything_is_shown_on_stdout(capsys, tmp_path):
     assert found["devices"][0]["device"] == "cpu"
     assert found["problems"] == []
     in_use = {row["op"] for row in found["kernels"] if row["state"] == "in use"}
-    assert in_use == {*dispatch.OPS, "mamba_block", "attention_block"}
+    assert in_use == {*dispatch.OPS, "product", "mamba_block", "attention_block"}
     for row in found["kernels"]:
         if row["backend"] in ("mamba_ssm", "causal_conv1d", "flash_attn"):
             assert row["state"] not in ("in use", "")

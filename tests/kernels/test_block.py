@@ -171,7 +171,16 @@ def test_memory_that_ran_out_in_the_library_is_an_error(monkeypatch):
     block, config = make_block()
     x, state = draw(config, 1, 5)
     read(block, x, state)
-    monkeypatch.setattr(build, "_found", (types.SimpleNamespace(hybridna_read_blocks=lambda *args: 1), None))
+    monkeypatch.setattr(
+        build,
+        "_found",
+        (
+            types.SimpleNamespace(
+                hybridna_read_blocks=lambda *args: 1, hybridna_tiles=build.library()[0].hybridna_tiles
+            ),
+            None,
+        ),
+    )
     with pytest.raises(MemoryError, match="not enough memory for a pass"):
         read(block, x, state)
 
@@ -249,7 +258,8 @@ def test_weights_that_change_are_read_anew(name, whole):
     x, state = draw(config, 2, 9)
     first, _ = read(block, x, state)
     wanted, _ = read(other, x, state)
-    kept = block.kept.get(block.lay_out(x, state).block)
+    laid = block.lay_out(x, state)
+    kept = block.kept.get(laid.block, laid.slices)
     assert block.lay_out(x, state) is kept
     for p, q in zip(block.parameters(), other.parameters(), strict=True):
         p.copy_(q)
@@ -305,7 +315,13 @@ def test_it_is_refused_where_it_could_not_be_right(name, monkeypatch):
         assert not is_taken()
     monkeypatch.delenv("HYBRIDNA_KERNELS")
     with gemm.bf16_products():
+        assert is_taken() == (cpu.refuse_tiles() is None)
+        monkeypatch.setenv("HYBRIDNA_KERNELS", "product=vectors")
         assert not is_taken()
+    assert is_taken()
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "product=onednn")
+    assert not is_taken()
+    monkeypatch.delenv("HYBRIDNA_KERNELS")
     for parameter in block.parameters():
         parameter.requires_grad_(True)
         assert not is_taken()

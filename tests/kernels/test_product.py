@@ -111,7 +111,11 @@ def test_small_fixed_weights_are_taken_and_no_others(monkeypatch):
     with torch.inference_mode():
         assert not gemm.uses_panels(x, torch.nn.Parameter(torch.zeros(8, 16), requires_grad=False))
     with gemm.bf16_products():
+        assert gemm.uses_panels(x, fixed) == (cpu.refuse_tiles() is None)
+        assert not gemm.uses_panels(x[:1], fixed)
+        monkeypatch.setenv("HYBRIDNA_KERNELS", "product=vectors")
         assert not gemm.uses_panels(x, fixed)
+        monkeypatch.delenv("HYBRIDNA_KERNELS")
     monkeypatch.setattr(cpu, "LARGEST_WEIGHT", 100)
     assert not gemm.uses_panels(x, fixed)
     monkeypatch.undo()

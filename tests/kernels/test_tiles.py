@@ -1,0 +1,216 @@
+"""Products on the processor's matrix tiles against float64: as exact as float32, row by row the same bits."""
+
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridna_core.config import ModelConfig
+from hybridna_core.model.hybrid import HybridLM
+from hybridna_kernels import cpu, dispatch, gemm
+from hybridna_kernels.cpu import build
+
+EPS = 1e-5
+TINY = ModelConfig(64, 96, ("mamba", "attention", "mamba"), 2, 1, mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16)
+
+tiles = pytest.mark.skipif(cpu.refuse_tiles() is not None, reason=f"no matrix tiles: {cpu.refuse_tiles()}")
+
+
+def draw(seed, *shapes):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def rms(t):
+    return float(t.double().square().mean().sqrt())
+
+
+@tiles
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 100), st.integers(1, 1100), st.integers(1, 100), st.booleans(), st.booleans(),
+    st.sampled_from([1, 2, 3]), st.integers(0, 9),
+)  # fmt: skip
+def test_two_factors_of_any_shape_and_layout(rows, depth, columns, turn_a, turn_b, threads, seed):
+    a, b = draw(seed, (depth, rows) if turn_a else (rows, depth), (depth, columns) if turn_b else (columns, depth))
+    a, b = a.t() if turn_a else a, b.t() if turn_b else b
+    exact = a.double() @ b.double().t()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, rounded = cpu.matmul(a, b, cpu.EXACT), cpu.matmul(a, b, cpu.ROUNDED)
+    finally:
+        torch.set_num_threads(before)
+    assert found.shape == (rows, columns)
+    assert rms(found - exact) <= 4e-7 * rms(exact)
+    wanted = a.bfloat16().double() @ b.bfloat16().double().t()
+    assert rms(rounded - wanted) <= 1e-6 * rms(wanted)
+
+
+@tiles
+@pytest.mark.parametrize("depth", [31, 256, 2500])
+@pytest.mark.parametrize("spread", [1.0, 1e6, 1e-25])
+def test_what_they_lose_beside_plain_float32(depth, spread):
+    """Also where numbers of very different sizes meet, which a common scale would lose. Sums of few terms, each of which
+    is rounded six times, may lose up to twice as much; longer ones no more."""
+    a, b, sizes = draw(0, (300, depth), (200, depth), (depth,))
+    a = a * torch.exp(sizes * 3) * spread
+    exact = a.double() @ b.double().t()
+    plain = a @ b.t()
+    for found in (cpu.matmul(a, b, cpu.EXACT), cpu.product(a, b, slices=cpu.EXACT)):
+        assert rms(found - exact) <= (2 if depth < 64 else 1.1) * rms(plain - exact)
+        assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max()
+
+
+@tiles
+def test_a_few_products_worked_out_by_hand():
+    """24 bits of each factor take part: 1 + 2^-23 times 1 - 2^-23, and what rounding to bfloat16 leaves of it."""
+    a = torch.tensor([[1 + 2.0**-23, 3.0], [0.0, -0.5]])
+    b = torch.tensor([[1.0, 0.0], [0.0, 2.0**-30], [1 + 2.0**-23, 0.0]])
+    wanted = a.double() @ b.double().t()
+    assert torch.equal(cpu.matmul(a, b, cpu.EXACT).double(), wanted.float().double())
+    assert cpu.matmul(a, b, cpu.ROUNDED)[0, 0] == 1
+    hostile = torch.tensor([[float("nan"), 1.0], [float("inf"), 1.0], [1.0, 1.0]])
+    found = cpu.matmul(hostile, torch.ones(1, 2), cpu.EXACT)
+    assert [bool(v) for v in found.isfinite()[:, 0]] == [False, False, True]
+
+
+@tiles
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 70), st.integers(1, 80), st.integers(1, 80), st.sampled_from([1, 2, 3]),
+    st.sampled_from(["", "norm", "norm z", "norm up", "add", "norm z add"]), st.integers(0, 9),
+)  # fmt: skip
+def test_product_with_what_is_around_it(rows, depth, outputs, threads, around, seed):
+    x, weight, up, z, norm, add = draw(
+        seed, (rows, depth), (outputs, depth), (outputs, depth), (rows, depth), (depth,), (rows, outputs)
+    )
+    named = {"up": up, "z": z, "norm": norm, "add": add}
+    options = {name: named[name] for name in around.split()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = cpu.product(x, weight, eps=EPS, slices=cpu.EXACT, **options)
+        vectors = cpu.product(x, weight, eps=EPS, **options)
+    finally:
+        torch.set_num_threads(before)
+    assert (found - vectors).abs().max() <= 3e-6 * vectors.abs().max() + 1e-6
+
+
+@tiles
+@pytest.mark.parametrize("slices", [cpu.EXACT, cpu.ROUNDED])
+@pytest.mark.parametrize("depth, outputs", [(64, 96), (256, 1288), (512, 33)])
+def test_a_rows_bits_depend_on_neither_its_neighbours_nor_threads(depth, outputs, slices):
+    x, z, norm, weight, add = draw(0, (300, depth), (300, depth), (depth,), (outputs, depth), (300, outputs))
+    before = torch.get_num_threads()
+
+    def take(rows):
+        fused = cpu.product(x[rows], weight, z=z[rows], norm=norm, eps=EPS, add=add[rows], slices=slices)
+        return fused, cpu.matmul(x[rows], weight, slices)
+
+    try:
+        torch.set_num_threads(1)
+        whole = take(slice(0, 300))
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for first, count in ((0, 300), (0, 1), (7, 1), (3, 2), (5, 17), (20, 33), (1, 64), (100, 199)):
+                rows = slice(first, first + count)
+                for found, due in zip(take(rows), whole, strict=True):
+                    assert torch.equal(found, due[rows]), (threads, first, count)
+    finally:
+        torch.set_num_threads(before)
+
+
+@tiles
+@pytest.mark.parametrize("rounded, limit", [(False, 1e-6), (True, 0.02)])
+def test_gradients(rounded, limit):
+    x, weight = draw(1, (2, 40, 70), (50, 70))
+    leaves = [t.requires_grad_() for t in (x, weight)]
+    with gemm.bf16_products(rounded):
+        y = gemm.linear(*leaves)
+    assert type(y.grad_fn).__name__ == "_TileLinearBackward"
+    found = torch.autograd.grad(y.sin().sum(), leaves)
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    due = torch.autograd.grad(F.linear(*exact).sin().sum(), exact)
+    for one, other in zip((y, *found), (F.linear(*exact), *due), strict=True):
+        # The sine is steep where products are large, so what is lost before it is lost several times.
+        assert (one - other).abs().max() <= 20 * limit * other.abs().max()
+
+
+@tiles
+def test_which_products_go_there(monkeypatch):
+    x, weight = draw(2, (3, 20, 32), (40, 32))
+    fixed = torch.nn.Parameter(weight, requires_grad=False)
+    taken = []
+    for name in ("product", "matmul"):
+        honest = getattr(cpu, name)
+        monkeypatch.setattr(
+            cpu,
+            name,
+            lambda *a, name=name, honest=honest, **k: taken.append((name, k.get("slices"))) or honest(*a, **k),
+        )
+
+    def ways(x, weight):
+        taken.clear()
+        gemm.linear(x, weight)
+        return list(taken)
+
+    assert ways(x, fixed) == [("product", cpu.EXACT)]
+    # Single tokens, however many: by what is read, not by the number of rows.
+    assert ways(x[:, :1], fixed) == [("product", 0)]
+    assert ways(x, weight) == [("matmul", None)]
+    assert ways(x[:, : gemm.LEAST_TOKENS - 1], weight) == []
+    with gemm.bf16_products():
+        assert ways(x, fixed) == [("product", cpu.ROUNDED)]
+        assert ways(x[:, :1], fixed) == []
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "product=vectors")
+    assert ways(x, fixed) == [("product", 0)] and ways(x, weight) == []
+    for text in ("product=onednn", "onednn", "reference"):
+        monkeypatch.setenv("HYBRIDNA_KERNELS", text)
+        assert ways(x, fixed) == ways(x, weight) == []
+
+
+@tiles
+def test_a_network_on_tiles_and_on_vectors(monkeypatch):
+    model = HybridLM(TINY).eval().requires_grad_(False)
+    tokens = torch.randint(7, 11, (2, 150), generator=torch.Generator().manual_seed(0))
+    found, state = model(tokens)
+    with gemm.bf16_products():
+        rounded, _ = model(tokens)
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "product=vectors")
+    wanted, after = model(tokens)
+    assert not torch.equal(found, wanted) and (found - wanted).abs().max() < 1e-5
+    assert (state.layers[0].ssm - after.layers[0].ssm).abs().max() < 1e-5
+    assert 1e-5 < (rounded - wanted).abs().max() < 0.1
+
+
+def test_where_there_are_none(monkeypatch):
+    x, weight = draw(3, (20, 32), (40, 32))
+    fixed = torch.nn.Parameter(weight, requires_grad=False)
+    without = types.SimpleNamespace(hybridna_tiles=lambda: 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_found", (without, None))
+        assert gemm.count_slices(20) == 0
+        patch.setenv("HYBRIDNA_KERNELS", "product=tiles")
+        with pytest.raises(dispatch.KernelError, match="product: backend 'tiles' refuses: no AMX here"):
+            gemm.linear(x, fixed)
+        without.hybridna_tiles = lambda: 2
+        assert cpu.refuse_tiles() == "the system does not allow AMX"
+        patch.setattr(build, "_found", (None, "no C++ compiler"))
+        assert cpu.refuse_tiles() == "no C++ compiler"
+        patch.delenv("HYBRIDNA_KERNELS")
+        torch.testing.assert_close(gemm.linear(x, weight), x @ weight.t())
+
+
+def test_names_of_products_are_known(monkeypatch):
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "product=abacus")
+    with pytest.raises(dispatch.KernelError, match=r"product=tiles\|vectors\|onednn"):
+        dispatch.forced()
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "vectors")
+    assert dispatch.forced() == {"product": "vectors"}
+    rows = {way: state for op, way, state in dispatch.report() if op == "product"}
+    assert list(rows) == list(dispatch.PRODUCTS)
+    assert rows["tiles"] == rows["onednn"] == "HYBRIDNA_KERNELS asks for vectors"
