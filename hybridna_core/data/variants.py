@@ -406,7 +406,7 @@ def first_difference(a, b, start):
 def read_known(haplotype, start, wanted, patience):
     """Read ids from `start` on until `wanted` known bases are among them, or the end.
 
-    returns  (n,) uint8, or None as soon as more than `patience` unknown bases are passed
+    returns  (n,) uint8, or None as soon as more than `patience` unknown bases are passed and known ones follow
     """
     parts, known, unknown = [], 0, 0
     while known < wanted and start < haplotype.length:
@@ -415,8 +415,22 @@ def read_known(haplotype, start, wanted, patience):
         fresh = int(np.count_nonzero(part != N))
         known, unknown, start = known + fresh, unknown + len(part) - fresh, start + len(part)
         if unknown > patience:
-            return None
+            if has_known(haplotype, start):
+                return None
+            break
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint8)
+
+
+def has_known(haplotype, start):
+    """Say whether a haplotype has a known base from `start` on."""
+    # From the end, as what is unknown there is a telomere, and in the middle may be millions of bases.
+    end, step = haplotype.length, 64
+    while end > start:
+        first = max(start, end - step)
+        if np.any(haplotype.ids(first, end) != N):
+            return True
+        end, step = first, min(2 * step, 2**20)
+    return False
 
 
 def cut_known(ids, count):

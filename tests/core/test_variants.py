@@ -316,6 +316,23 @@ def test_comparison_is_that_of_whole_strings(data, horizon, rest, stride):
     assert laid_out(sequence, variant, horizon + rest - 1, horizon, stride) == expected
 
 
+@pytest.mark.parametrize("tail, expected", [("N" * 300, "ok"), ("N" * 300 + "A", "too_many_n")])
+def test_unknown_bases_at_a_contigs_end_are_no_horizon(tail, expected):
+    """What is counted ends with the last known base, however many unknown ones follow it."""
+    sequence = "ACGT" * 50 + tail
+    variant = Variant("1", 150, 151, (Piece(0, 1, ids=encode("A")),))
+    status, comparisons = compare(variant, TextGenome(**{"1": sequence}), 110, 100)
+    assert status == expected
+    assert laid_out(sequence, variant, 110, 100, 1) == by_the_book(sequence, variant, 110, 100, 1)
+    assert [len(c.reference) for c in comparisons] == ([50, 100] if expected == "ok" else [])
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_only_unknown_bases_left_count_nothing(horizon):
+    variant = Variant("1", 2, 3, (Piece(0, 0, ids=encode("")),))
+    assert laid_out("NNAA", variant, 1, horizon, 1) == by_the_book("NNAA", variant, 1, horizon, 1) == {}
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_every_spelling_reads_the_same(data):
