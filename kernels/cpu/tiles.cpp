@@ -113,40 +113,43 @@ void matmul(const Factor& a, const Factor& b, float* out, int64_t rows, int64_t 
   // Of this thread, for all of them.
   bf* packed_rows = align_pairs(keep_scratch((strips + group) * most / 2 + 16));
   bf* packed_columns = packed_rows + strips * most;
-  // Strips that one thread takes at a time: they stay in its second cache.
+  // Units of work: strips that stay in a second cache, with part of the columns; four for each thread, which need not be
+  // equally fast.
   const int64_t some = std::min(std::max<int64_t>(PACKED / most, 1), std::max<int64_t>(strips / threads, 1));
+  const int64_t lots = (strips + some - 1) / some, wanted = (4 * threads + lots - 1) / lots;
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
     const Tiles tiles;
     for (int64_t k = 0; k < depth; k += CHUNK) {
       const int64_t deep = std::min(depth - k, CHUNK), size = blocks_of(deep) * S * PAIR;
       const Factor now_a{a.at + k * a.deep, a.row, a.deep}, now_b{b.at + k * b.deep, b.row, b.deep};
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 4)
       for (int64_t i = 0; i < 2 * strips; i++)
         slice_rows<S>({now_a.at + i * SIDE * a.row, a.row, a.deep}, rows - i * SIDE, deep,
                       packed_rows + i / 2 * size + i % 2 * ONE);
       for (int64_t start = 0; start < panels; start += group) {
-        const int64_t many = std::min(panels - start, group);
-#pragma omp for schedule(static)
+        const int64_t many = std::min(panels - start, group), parts = threads == 1 ? 1 : std::min(wanted, many);
+#pragma omp for schedule(dynamic, 2)
         for (int64_t i = 0; i < many; i++)
           pack_panel<S>(now_b, nullptr, columns, start + i, deep, packed_columns + i * size);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < (strips + some - 1) / some; i++) {
-          const int64_t first = i * some, now = std::min(strips - first, some);
+        for (int64_t i = 0; i < lots * parts; i++) {
+          const int64_t first = i / parts * some, now = std::min(strips - first, some);
+          const int64_t part = i % parts, from = part * many / parts, end = (part + 1) * many / parts;
           // Where a row of sums goes, and which of its columns there are.
           const auto place = [&](int64_t j, int64_t row, auto f) {
-            const int64_t at = (first + j % now) * WIDE + row, column = (start + j / now) * WIDE;
+            const int64_t at = (first + j % now) * WIDE + row, column = (start + from + j / now) * WIDE;
             if (at < rows) f(out + at * columns + column, first_of(columns - column), first_of(columns - column - W));
           };
           overlap(
-              many * now, blocks_of(deep),
+              (end - from) * now, blocks_of(deep),
               [&](int64_t j, float* sums, auto beside) {
                 for (int64_t row = 0; row < WIDE && k; row++)
-                  place(j, row, [&](const float* from, __mmask16 low, __mmask16 high) {
-                    _mm512_store_ps(sums + row * WIDE, _mm512_maskz_loadu_ps(low, from));
-                    _mm512_store_ps(sums + row * WIDE + W, _mm512_maskz_loadu_ps(high, from + W));
+                  place(j, row, [&](const float* at, __mmask16 low, __mmask16 high) {
+                    _mm512_store_ps(sums + row * WIDE, _mm512_maskz_loadu_ps(low, at));
+                    _mm512_store_ps(sums + row * WIDE + W, _mm512_maskz_loadu_ps(high, at + W));
                   });
-                multiply_pairs<S>(packed_rows + (first + j % now) * size, packed_columns + j / now * size,
+                multiply_pairs<S>(packed_rows + (first + j % now) * size, packed_columns + (from + j / now) * size,
                                   blocks_of(deep), rows - (first + j % now) * WIDE, k > 0, sums, beside);
               },
               [&](int64_t j, const float* sums, int64_t row) {
