@@ -77,12 +77,13 @@ def uses_panels(x, weight):
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    if not cpu.is_fixed(weight) or weight.numel() > cpu.LARGEST_WEIGHT:
+    slices = count_slices(_tokens(x))
+    if not cpu.is_fixed(weight) or weight.numel() > (cpu.LARGEST_TILED if slices else cpu.LARGEST_WEIGHT):
         return False
     chosen = dispatch.forced()
     if chosen.get("gated_rms_norm") not in (None, "cpu") or chosen.get("product") not in (None, "tiles", "vectors"):
         return False
-    return cpu.refuse(x, weight) is None and not (_rounded and not count_slices(_tokens(x)))
+    return cpu.refuse(x, weight) is None and bool(slices or not _rounded)
 
 
 def refuse_block(x, state, laid):
@@ -93,6 +94,8 @@ def refuse_block(x, state, laid):
         return "HYBRIDNA_KERNELS asks for others"
     if _rounded and not count_slices(x.shape[1]):
         return "products are rounded"
+    if laid.is_large and x.shape[1] == 1:
+        return "single tokens, large weights"
     return cpu.refuse_block(x, state, laid)
 
 

@@ -38,12 +38,15 @@ void hybridna_attention(const float*, int64_t, int64_t, int64_t, const float*, i
 
 namespace {
 
-// Rows at a time, whole chunks of the scan: a thread's share stays in its second cache.
-int64_t span_of(int64_t threads) { return std::min<int64_t>(std::max<int64_t>(128 * threads, 256), 1024); }
+// Rows at a time, whole chunks of the scan: a thread's share stays in its second cache, if the rows are narrow.
+int64_t span_of(int64_t hidden, int64_t threads) {
+  return hidden > 512 ? 1024 : std::min<int64_t>(std::max<int64_t>(128 * threads, 256), 1024);
+}
 
 // As block.py lays them out; every field has eight bytes.
 
-// A weight of a product. tiles: the same in so many slices, or null
+// A weight of a product. panels: null where it is large, and single tokens are not read; tiles: the same in so many
+// slices, or null
 struct Weight {
   const float* panels;
   const uint16_t* tiles;
@@ -161,7 +164,7 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
   const int64_t* rows = step.rows;
   const int64_t width = w.width(), channels = w.channels(), projected = w.projected(), kept = (w.taps - 1) * channels;
   const int64_t one = width * w.size, wide = w.groups * w.size;
-  const int64_t span = span_of(threads), together = length >= span ? 1 : std::min(span / length, batch);
+  const int64_t span = span_of(w.hidden, threads), together = length >= span ? 1 : std::min(span / length, batch);
   const int64_t most = length >= span ? span : together * length;
   // Fewer sequences hold more chunks at a time: the last ones may need the most.
   const auto need = [&](int64_t sequences) {
@@ -224,7 +227,7 @@ void append(const Attention& w, const float* earlier, int64_t past, const float*
 void read_attention(const Attention& w, const Step& step, const float* x, float* out, int64_t batch, int64_t length,
                     int64_t threads) {
   const int64_t width = w.width(), wide = w.kv_width(), projected = w.projected(), keys = step.past + length;
-  const int64_t limit = span_of(threads);
+  const int64_t limit = span_of(w.hidden, threads);
   const int64_t together = length >= limit ? 1 : std::min(limit / length, batch), most = together * length;
   const int64_t attending = hybridna_attention_scratch(together, w.kv_heads, w.head_dim, keys, step.shared,
                                                        length * (w.heads / w.kv_heads), threads);

@@ -14,7 +14,7 @@ import torch
 
 from hybridna_kernels.cpu import build
 from hybridna_kernels.cpu.call import address, contiguous, integer, threads
-from hybridna_kernels.cpu.projection import LARGEST, is_fixed, make_panels, make_tile_panels, panels
+from hybridna_kernels.cpu.projection import LARGEST, LARGEST_TILED, is_fixed, make_panels, make_tile_panels, panels
 
 # What the library's fixed buffers hold.
 LARGEST_STATE_SIZE, LARGEST_CONV, LARGEST_HEAD = 512, 64, 256
@@ -151,8 +151,9 @@ class AttentionBlock(NamedTuple):
         """Return the struct that block.cpp calls Attention, and the tensors that it points to."""
         qkv = torch.cat([self.q.detach(), self.k.detach(), self.v.detach()])
         tiles = make_tile_panels(qkv, None, slices) if slices else None
+        whole = make_panels(qkv) if self.q.numel() <= LARGEST else None
         return _lay_out([
-            *_mlp(self, slices), self.norm, make_panels(qkv), tiles, slices, *_both(slices, self.o), self.eps,
+            *_mlp(self, slices), self.norm, whole, tiles, slices, *_both(slices, self.o), self.eps,
             self.norm.numel(), self.heads, self.kv_heads, self.head_dim,
         ])  # fmt: skip
 
@@ -166,8 +167,9 @@ class AttentionBlock(NamedTuple):
 
 
 def _both(slices, *weights):
-    """Return a block.cpp Weight of one weight or two: panels, and those of tiles where there are slices."""
-    return panels(*weights), panels(*weights, slices=slices) if slices else None, slices
+    """Return a block.cpp Weight of one weight or two: panels unless it is large, those of tiles where there are slices."""
+    whole = panels(*weights) if weights[0].numel() <= LARGEST else None
+    return whole, panels(*weights, slices=slices) if slices else None, slices
 
 
 def _mlp(block, slices):
@@ -199,7 +201,12 @@ class LaidOut:
     @functools.cached_property
     def reason(self):
         """Why the library does not take the block, or None."""
-        return _refuse(self.block)
+        return _refuse(self.block, LARGEST_TILED if self.slices else LARGEST)
+
+    @functools.cached_property
+    def is_large(self):
+        """Whether it reads single tokens no more: some weight is laid out for tiles alone."""
+        return any(t.numel() > LARGEST for t in self.block.products)
 
     @property
     def address(self):
@@ -213,10 +220,10 @@ class LaidOut:
         return self._made[2]
 
 
-def _refuse(block):
+def _refuse(block, largest):
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in block.tensors):
         return "needs float32 on CPU"
-    if any(not is_fixed(t) or t.numel() > LARGEST for t in block.products):
+    if any(not is_fixed(t) or t.numel() > largest for t in block.products):
         return "needs small weights that are not trained"
     return block.refuse() or build.library()[1]
 
