@@ -19,6 +19,7 @@
 namespace {
 
 constexpr int64_t PACKED = 1 << 19;  // numbers of a packed block of rows: it takes half of the second cache
+constexpr int64_t NEAR = 32;         // blocks of the depth of two panels beside it
 constexpr int64_t CHUNK = 1024;      // of the depth at a time, where both factors are packed for one call
 constexpr int64_t GROUP = 1 << 21;   // numbers of columns packed at a time
 constexpr int64_t ROWS = 2048;       // packed at a time
@@ -82,8 +83,16 @@ void product(const Rows& in, const Out& out, const bf* panels, int64_t rows, int
       overlap(
           (end - start) * strips, depth,
           [&](int64_t j, float* sums, auto beside) {
-            multiply_pairs<S>(packed + j % strips * size, panels + (start + j / strips) * size, depth,
-                              now - j % strips * WIDE, false, sums, beside);
+            const bf* panel = panels + (start + j / strips) * size;
+            // Each strip brings its share of the next panel near, where there is room for both.
+            const int64_t lines = S > 1 && depth <= NEAR ? S * PAIR / 32 : 0;
+            const int64_t from = j % strips * lines / strips, to = (j % strips + 1) * lines / strips;
+            multiply_pairs<S>(packed + j % strips * size, panel, depth, now - j % strips * WIDE, false, sums,
+                              [&](int64_t k) {
+                                const bf* next = panel + size + k * S * PAIR;
+                                for (int64_t line = from; line < to; line++) __builtin_prefetch(next + line * 32, 0, 2);
+                                beside(k);
+                              });
           },
           [&](int64_t j, const float* sums, int64_t row) {
             const int64_t at = j % strips * WIDE + row;
