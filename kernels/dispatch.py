@@ -16,6 +16,7 @@ _CANDIDATES = {
     "ssd_scan": [
         ("triton", triton.ssd_scan, triton.refuse_ssd_scan),
         ("mamba_ssm", packages.ssd_scan, packages.refuse_ssd_scan),
+        ("tiles", cpu.ssd_scan_tiles, cpu.refuse_ssd_scan_tiles),
         ("cpu", cpu.ssd_scan, cpu.refuse_ssd_scan),
         ("chunked", reference.ssd_scan, None),
         ("sequential", reference.ssd_scan_sequential, None),

@@ -90,7 +90,8 @@ def refuse_block(x, state, laid):
     """Say why `cpu.read_blocks` does not take a LaidOut block with these now, or None; shapes as there."""
     # It follows the choice for each of the ops that it is made of.
     chosen = dispatch.forced()
-    if any(chosen.get(op) not in (None, "cpu") for op in laid.block.ops) or chosen.get("product") == "onednn":
+    ways = {op: (None, "tiles") if op == "ssd_scan" and laid.slices else (None, "cpu") for op in laid.block.ops}
+    if any(chosen.get(op) not in ways[op] for op in laid.block.ops) or chosen.get("product") == "onednn":
         return "HYBRIDNA_KERNELS asks for others"
     if _rounded and not count_slices(x.shape[1]):
         return "products are rounded"

@@ -53,9 +53,25 @@ def refuse_ssd_scan(args, kwargs):
 
 def ssd_scan(x, dt, A, B, C, D, *, state=None, chunk_size=64):
     """Run the Mamba-2 recurrence over a sequence; shapes as in `reference.ssd_scan`."""
-    if training.wanted(x, dt, A, B, C, D, state):
-        return training.Scan.apply(x, dt, A, B, C, D, state)
-    return forward.scan(x, dt, A, B, C, D, state)
+    return _scan(x, dt, A, B, C, D, state, on_tiles=False)
+
+
+def refuse_ssd_scan_tiles(args, kwargs):
+    head_dim, size = args[0].shape[-1], args[3].shape[-1]
+    if head_dim % 32 or size % 32:
+        return "head_dim or state size no multiple of 32"
+    return refuse_ssd_scan(args, kwargs) or refuse_tiles()
+
+
+def ssd_scan_tiles(x, dt, A, B, C, D, *, state=None, chunk_size=64):
+    """Run the Mamba-2 recurrence over a sequence, its products on matrix tiles; shapes as in `reference.ssd_scan`."""
+    return _scan(x, dt, A, B, C, D, state, on_tiles=True)
+
+
+def _scan(*args, on_tiles):
+    if training.wanted(*args):
+        return training.Scan.apply(*args, on_tiles)
+    return forward.scan(*args, on_tiles=on_tiles)
 
 
 def refuse_ssd_step(args, kwargs):

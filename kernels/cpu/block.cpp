@@ -26,6 +26,11 @@ void hybridna_ssd_scan(const float*, int64_t, int64_t, int64_t, const float*, in
                        const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, const float*,
                        const float*, float*, float*, float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t,
                        int64_t, int64_t);
+int64_t hybridna_tile_ssd_scratch(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+void hybridna_tile_ssd_scan(const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t, int64_t,
+                            const float*, const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t,
+                            int64_t, const float*, const float*, float*, float*, float*, float*, int64_t, int64_t,
+                            int64_t, int64_t, int64_t, int64_t, int64_t);
 void hybridna_ssd_step(const float*, int64_t, int64_t, const float*, int64_t, int64_t, const float*, const float*,
                        int64_t, int64_t, const float*, int64_t, int64_t, const float*, const float*, const int64_t*,
                        float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
@@ -167,8 +172,10 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
   const int64_t span = span_of(w.hidden, threads), together = length >= span ? 1 : std::min(span / length, batch);
   const int64_t most = length >= span ? span : together * length;
   // Fewer sequences hold more chunks at a time: the last ones may need the most.
+  const bool on_tiles = w.in.tiles && w.head_dim % 32 == 0 && w.size % 32 == 0;
+  const auto scan_all = on_tiles ? hybridna_tile_ssd_scan : hybridna_ssd_scan;
   const auto need = [&](int64_t sequences) {
-    return hybridna_ssd_scratch(sequences, std::min(length, span), w.heads, w.head_dim, w.groups, w.size);
+    return (on_tiles ? hybridna_tile_ssd_scratch : hybridna_ssd_scratch)(sequences, std::min(length, span), w.heads, w.head_dim, w.groups, w.size);
   };
   const int64_t scan = std::max(need(together), batch % together ? need(batch % together) : 0);
   Pieces scratch{keep_scratch(most * (projected + channels + w.heads + width + w.hidden + w.mlp.inner) + scan +
@@ -201,10 +208,9 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
                           w.D, rows ? state_in : state_in + b * one, rows ? rows + b : nullptr, y, own_state, sequences,
                           w.heads, w.head_dim, w.groups, w.size, threads);
       else
-        hybridna_ssd_scan(mixed, now * channels, channels, w.head_dim, steps, now * w.heads, w.heads, 1, A, B,
-                          now * channels, channels, w.size, C, now * channels, channels, w.size, w.D,
-                          t ? own_state : state_in + b * one, y, own_state, nullptr, scan_scratch, sequences, now,
-                          w.heads, w.head_dim, w.groups, w.size, threads);
+        scan_all(mixed, now * channels, channels, w.head_dim, steps, now * w.heads, w.heads, 1, A, B, now * channels,
+                 channels, w.size, C, now * channels, channels, w.size, w.D, t ? own_state : state_in + b * one, y,
+                 own_state, nullptr, scan_scratch, sequences, now, w.heads, w.head_dim, w.groups, w.size, threads);
       const Rows gated{y, mixer_in, width, projected, w.gated_norm, static_cast<float>(w.gated_eps), width};
       product(gated, w.out, w.hidden, in, middle, false);
       feed_forward(w.mlp, middle, w.hidden, inner, out + first * w.hidden, product);

@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = (
-    "scan.cpp", "scan_backward.cpp", "step.cpp", "rows.cpp", "rows_backward.cpp", "attention.cpp", "product.cpp",
-    "tiles.cpp", "block.cpp", "peak.cpp",
+    "scan.cpp", "scan_tiles.cpp", "scan_backward.cpp", "step.cpp", "rows.cpp", "rows_backward.cpp", "attention.cpp",
+    "product.cpp", "tiles.cpp", "block.cpp", "peak.cpp",
 )  # fmt: skip
-HEADERS = ("simd.hpp", "product.hpp", "tiles.hpp")
+HEADERS = ("simd.hpp", "product.hpp", "scan.hpp", "tiles.hpp")
 # Nothing that changes results: no -ffast-math.
 FLAGS = "-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"
 MACHINE = "-march=native" if platform.machine() in ("x86_64", "i686") else "-mcpu=native"

@@ -11,10 +11,11 @@ from hybridna_kernels.cpu import build
 from hybridna_kernels.cpu.call import address, contiguous, dense, integer, number, rows_of, strided, threads
 
 
-def scan(x, dt, A, B, C, D, state, kept=None):
+def scan(x, dt, A, B, C, D, state, kept=None, on_tiles=False):
     """Run ssd_scan without autograd.
 
-    kept  (batch, heads, chunks, head_dim, state_size), filled with the state before each chunk; None: not wanted
+    kept      (batch, heads, chunks, head_dim, state_size), filled with the state before each chunk; None: not wanted
+    on_tiles  on the processor's matrix tiles; head_dim and state_size multiples of 32
     """
     library = build.library()[0]
     batch, length, heads, head_dim = x.shape
@@ -24,9 +25,15 @@ def scan(x, dt, A, B, C, D, state, kept=None):
     state = contiguous(state)
     y, after = x.new_empty(batch, length, heads, head_dim), x.new_empty(batch, heads, head_dim, size)
     shape = [integer(n) for n in (batch, length, heads, head_dim, groups, size)]
-    library.hybridna_ssd_scratch.restype = ctypes.c_int64
-    scratch = x.new_empty(library.hybridna_ssd_scratch(*shape))
-    library.hybridna_ssd_scan(
+    names = (
+        ("hybridna_tile_ssd_scratch", "hybridna_tile_ssd_scan")
+        if on_tiles
+        else ("hybridna_ssd_scratch", "hybridna_ssd_scan")
+    )
+    measure, run = (getattr(library, name) for name in names)
+    measure.restype = ctypes.c_int64
+    scratch = x.new_empty(measure(*shape))
+    run(
         *strided(x, 3), *strided(dt, 3), address(A), *strided(B, 3), *strided(C, 3), address(D), address(state),
         address(y), address(after), address(kept), address(scratch), *shape, threads(),
     )  # fmt: skip

@@ -5,7 +5,7 @@
 // itself is a product of factors rounded to bfloat16.
 //
 // Both factors lie as pairs of tiles, 32 rows (or columns) by 32 of the depth: per block of the depth, slice by slice,
-// two tiles of 16.
+// two tiles of 16. A unit of 32 bits holds numbers k and k + 16 of a block's depth, so that nothing needs to be shuffled.
 
 #pragma once
 
@@ -48,15 +48,29 @@ struct Factor {
 
 HYBRIDNA_INLINE __mmask16 first_of(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1; }
 
-// The slices of two vectors: `a` in the lower halves, `b` in the upper.
+// To the nearest bfloat16; half-way cases go to the even one, or outwards where the rest is kept too.
+template <bool even>
+HYBRIDNA_INLINE __m512i round_bits(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  if constexpr (!even) return _mm512_and_si512(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)), upper);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  // Rounding upwards could turn what is no number into one.
+  return _mm512_and_si512(_mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits), upper);
+}
+
+// The slices of two vectors: `a` in the lower halves of the units, `b` in the upper.
 template <int S>
 HYBRIDNA_INLINE void split(__m512 a, __m512 b, __m512i (&out)[S]) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
 #pragma GCC unroll 3
   for (int s = 0; s < S; s++) {
-    out[s] = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+    const bool last = S > 1 && s + 1 == S;  // what is left then has 8 bits
+    const __m512i low = last ? _mm512_castps_si512(a) : round_bits<S == 1>(a);
+    const __m512i high = last ? _mm512_castps_si512(b) : round_bits<S == 1>(b);
+    // (low >> 16) | (high & upper)
+    out[s] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(low, 16), high, upper, 0xf8);
     if (s + 1 == S) break;
-    const __m512i low = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(out[s])), 16);
-    const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(out[s], 1)), 16);
     a = _mm512_sub_ps(a, _mm512_castsi512_ps(low));
     b = _mm512_sub_ps(b, _mm512_castsi512_ps(high));
   }
@@ -95,7 +109,7 @@ HYBRIDNA_INLINE void load_block(const Factor& f, int64_t rows, int64_t k, int64_
   }
 }
 
-// 16 rows -> one tile of each pair, (blocks of the depth, S slices, 2 tiles, 16 rows, 32).
+// 16 rows -> one tile of each pair, (blocks of the depth, S slices, 2 tiles, 16 rows, 16 units of the depth).
 template <int S>
 void slice_rows(const Factor& f, int64_t rows, int64_t depth, bf* to) {
   for (int64_t k = 0; k < depth; k += DEEP, to += S * PAIR) {
@@ -111,25 +125,21 @@ void slice_rows(const Factor& f, int64_t rows, int64_t depth, bf* to) {
   }
 }
 
-// 16 columns -> one tile of each pair, (blocks of the depth, S slices, 2 tiles, 16 couples of the depth, 16, 2).
+// 16 columns -> one tile of each pair, (blocks of the depth, S slices, 2 tiles, 16 units of the depth, 16 columns).
 template <int S>
 void slice_columns(const Factor& f, int64_t columns, int64_t depth, bf* to) {
-  alignas(64) static constexpr uint16_t couples[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __mmask16 mask = first_of(columns);
   for (int64_t k = 0; k < depth; k += DEEP, to += S * PAIR) {
     if (f.deep != 1) {
-      const __m512i order = _mm512_load_si512(couples);
 #pragma GCC unroll 4
       for (int p = 0; p < SIDE; p++) {
-        const int64_t at = k + 2 * p;
-        const __m512 first = _mm512_maskz_loadu_ps(at < depth ? mask : 0, f.at + at * f.deep);
-        const __m512 second = _mm512_maskz_loadu_ps(at + 1 < depth ? mask : 0, f.at + (at + 1) * f.deep);
+        const int64_t at = k + p;
+        const __m512 low = _mm512_maskz_loadu_ps(at < depth ? mask : 0, f.at + at * f.deep);
+        const __m512 high = _mm512_maskz_loadu_ps(at + SIDE < depth ? mask : 0, f.at + (at + SIDE) * f.deep);
         __m512i slices[S];
-        split<S>(first, second, slices);
+        split<S>(low, high, slices);
 #pragma GCC unroll 3
-        for (int s = 0; s < S; s++)
-          _mm512_storeu_si512(to + s * PAIR + p * DEEP, _mm512_permutexvar_epi16(order, slices[s]));
+        for (int s = 0; s < S; s++) _mm512_storeu_si512(to + s * PAIR + p * DEEP, slices[s]);
       }
       continue;
     }

@@ -23,10 +23,10 @@ class Scan(Function):
     """ssd_scan. The state before each chunk is kept: as many floats as x, for a state_size of 64."""
 
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, state):
+    def forward(ctx, x, dt, A, B, C, D, state, on_tiles):
         batch, length, heads, head_dim = x.shape
         kept = x.new_empty(batch, heads, -(-length // CHUNK), head_dim, B.shape[-1])
-        y, last = forward.scan(x, dt, A, B, C, D, state, kept)
+        y, last = forward.scan(x, dt, A, B, C, D, state, kept, on_tiles)
         ctx.save_for_backward(x, dt, A, B, C, D, kept)
         ctx.set_materialize_grads(False)
         return y, last
@@ -50,7 +50,7 @@ class Scan(Function):
             address(dy), address(dlast), address(dx), address(ddt), address(dA), address(dB), address(dC), address(dD),
             address(dstate), *(integer(n) for n in (batch, length, heads, head_dim, groups, size)), threads(),
         )  # fmt: skip
-        return dx, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dstate
+        return dx, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dstate, None
 
 
 class Convolution(Function):
