@@ -30,7 +30,7 @@ def example(op, *, length=65, batch=2, with_state=True, seed=0, device="cpu", dt
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    heads, head_dim, groups, size = 4, 16, 1, 32
+    heads, head_dim, groups, size = 4, 32, 1, 32
     if op in ("ssd_scan", "ssd_step"):
         dt = torch.nn.functional.softplus(normal(batch, length, heads) - 2)
         A, D = -torch.exp(normal(heads)), normal(heads)
@@ -59,7 +59,7 @@ def example_block(kind, *, length=65, batch=2, seed=0, device="cpu", dtype=torch
     def weight(*shape, **more):
         return torch.nn.Parameter(normal(*shape, **more), requires_grad=False)
 
-    hidden, heads, head_dim, size, inner = 48, 4, 16, 32, 80
+    hidden, heads, head_dim, size, inner = 48, 4, 32, 32, 80
     width = heads * head_dim
     channels = width + 2 * size
     mlp = {

@@ -17,14 +17,22 @@ from hybridna_kernels.cpu.block import (
     read_blocks,
 )
 from hybridna_kernels.cpu.peak import multiply_add
-from hybridna_kernels.cpu.projection import EXACT, ROUNDED, is_fixed, matmul, panels, product, refuse_tiles
+from hybridna_kernels.cpu.projection import (
+    EXACT,
+    LARGEST_TILED,
+    ROUNDED,
+    is_fixed,
+    matmul,
+    panels,
+    product,
+    refuse_tiles,
+)
 from hybridna_kernels.cpu.projection import LARGEST as LARGEST_WEIGHT
-from hybridna_kernels.cpu.projection import LARGEST_TILED
 
 __all__ = [
-    "EXACT", "LARGEST_CONV", "LARGEST_HEAD", "LARGEST_STATE_SIZE", "LARGEST_TILED", "LARGEST_WEIGHT", "ROUNDED", "AttentionBlock",
-    "Kept", "LaidOut", "MambaBlock", "is_fixed", "matmul", "multiply_add", "panels", "product", "read_blocks",
-    "refuse_tiles",
+    "EXACT", "LARGEST_CONV", "LARGEST_HEAD", "LARGEST_STATE_SIZE", "LARGEST_TILED", "LARGEST_WEIGHT", "ROUNDED",
+    "AttentionBlock", "Kept", "LaidOut", "MambaBlock", "is_fixed", "matmul", "multiply_add", "panels", "product",
+    "read_blocks", "refuse_tiles",
 ]  # fmt: skip
 
 

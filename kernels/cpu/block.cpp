@@ -175,7 +175,8 @@ void read_mamba(const Mamba& w, const Step& step, const float* x, float* out, in
   const bool on_tiles = w.in.tiles && w.head_dim % 32 == 0 && w.size % 32 == 0;
   const auto scan_all = on_tiles ? hybridna_tile_ssd_scan : hybridna_ssd_scan;
   const auto need = [&](int64_t sequences) {
-    return (on_tiles ? hybridna_tile_ssd_scratch : hybridna_ssd_scratch)(sequences, std::min(length, span), w.heads, w.head_dim, w.groups, w.size);
+    const auto measure = on_tiles ? hybridna_tile_ssd_scratch : hybridna_ssd_scratch;
+    return measure(sequences, std::min(length, span), w.heads, w.head_dim, w.groups, w.size);
   };
   const int64_t scan = std::max(need(together), batch % together ? need(batch % together) : 0);
   Pieces scratch{keep_scratch(most * (projected + channels + w.heads + width + w.hidden + w.mlp.inner) + scan +

@@ -167,7 +167,7 @@ class AttentionBlock(NamedTuple):
 
 
 def _both(slices, *weights):
-    """Return a block.cpp Weight of one weight or two: panels unless it is large, those of tiles where there are slices."""
+    """Return a block.cpp Weight of one weight or two: panels unless it is large, and tiles where there are slices."""
     whole = panels(*weights) if weights[0].numel() <= LARGEST else None
     return whole, panels(*weights, slices=slices) if slices else None, slices
 

@@ -25,12 +25,8 @@ def scan(x, dt, A, B, C, D, state, kept=None, on_tiles=False):
     state = contiguous(state)
     y, after = x.new_empty(batch, length, heads, head_dim), x.new_empty(batch, heads, head_dim, size)
     shape = [integer(n) for n in (batch, length, heads, head_dim, groups, size)]
-    names = (
-        ("hybridna_tile_ssd_scratch", "hybridna_tile_ssd_scan")
-        if on_tiles
-        else ("hybridna_ssd_scratch", "hybridna_ssd_scan")
-    )
-    measure, run = (getattr(library, name) for name in names)
+    name = "hybridna_tile_ssd" if on_tiles else "hybridna_ssd"
+    measure, run = getattr(library, f"{name}_scratch"), getattr(library, f"{name}_scan")
     measure.restype = ctypes.c_int64
     scratch = x.new_empty(measure(*shape))
     run(

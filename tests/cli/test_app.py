@@ -261,7 +261,7 @@ def test_g2_a_backend_asked_for_by_name_is_an_error(capsys, monkeypatch):
     monkeypatch.setenv("HYBRIDNA_KERNELS", "ssd_scan=nonsense")
     assert app.run(["doctor"]) == 5
     err = capsys.readouterr().err
-    assert "HYBRIDNA_KERNELS: no backend 'ssd_scan=nonsense'; known: ssd_scan=triton|mamba_ssm|cpu|chunked" in err
+    assert "HYBRIDNA_KERNELS: no backend 'ssd_scan=nonsense'; known: ssd_scan=triton|mamba_ssm|tiles|cpu|chunked" in err
 
 
 # --- Standard streams and signals ------------------------------------------------------------------------------------

@@ -334,6 +334,11 @@ def test_it_is_refused_where_it_could_not_be_right(name, monkeypatch):
     assert not is_taken()
     state[1].requires_grad_(False)
     monkeypatch.setattr(cpu.block, "LARGEST", 100)
+    large = make_block(**SHAPES[name])[0]
+    # Large weights go on tiles alone, where there are any, and single tokens not there.
+    assert (large.lay_out(x, state) is None) == (cpu.refuse_tiles() is not None)
+    assert large.lay_out(x[:, :1], state) is None
+    monkeypatch.setattr(cpu.block, "LARGEST_TILED", 100)
     assert make_block(**SHAPES[name])[0].lay_out(x, state) is None
 
 

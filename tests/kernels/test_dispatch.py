@@ -33,7 +33,7 @@ def test_forcing_a_backend_that_refuses_quotes_the_reason(monkeypatch):
 def test_unknown_backends_are_named(monkeypatch, text):
     monkeypatch.setenv("HYBRIDNA_KERNELS", text)
     with pytest.raises(
-        dispatch.KernelError, match=rf"no backend '{text}'; known: ssd_scan=triton\|mamba_ssm\|cpu\|chunked"
+        dispatch.KernelError, match=rf"no backend '{text}'; known: ssd_scan=triton\|mamba_ssm\|tiles\|cpu\|chunked"
     ):
         dispatch.forced()
 

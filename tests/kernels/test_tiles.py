@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hybridna_core.config import ModelConfig
 from hybridna_core.model.hybrid import HybridLM
-from hybridna_kernels import cpu, dispatch, gemm
+from hybridna_kernels import cpu, dispatch, gemm, reference
 from hybridna_kernels.cpu import build
 
 EPS = 1e-5
@@ -216,3 +216,89 @@ def test_names_of_products_are_known(monkeypatch):
     rows = {way: state for op, way, state in dispatch.report() if op == "product"}
     assert list(rows) == list(dispatch.PRODUCTS)
     assert rows["tiles"] == rows["onednn"] == "HYBRIDNA_KERNELS asks for vectors"
+
+
+def draw_scan(length, heads, head_dim, groups, size, batch=2):
+    """Draw inputs of ssd_scan, state last, float64."""
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    dt = F.softplus(normal(batch, length, heads) - 2)
+    B, C = normal(batch, length, groups, size), normal(batch, length, groups, size)
+    return [
+        normal(batch, length, heads, head_dim), dt, -normal(heads).exp(), B, C, normal(heads),
+        normal(batch, heads, head_dim, size),
+    ]  # fmt: skip
+
+
+def largest_errors(found, exact):
+    return [float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, exact, strict=True)]
+
+
+@tiles
+@pytest.mark.parametrize(
+    "heads, head_dim, groups, size", [(2, 32, 1, 32), (4, 64, 2, 128), (3, 96, 3, 64), (1, 32, 1, 512)]
+)
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 63, 64, 65, 257])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_scan_is_the_recurrence(heads, head_dim, groups, size, length, with_state, monkeypatch):
+    *args, state = draw_scan(length, heads, head_dim, groups, size)
+    state = state if with_state else None
+    exact = reference.ssd_scan_sequential(*args, state=state)
+    single = [t.float() for t in args]
+    state = None if state is None else state.float()
+    plain = largest_errors(reference.ssd_scan(*single, state=state), exact)
+    # What is read before it is written would show.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = cpu.ssd_scan_tiles(*single, state=state)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for error, limit in zip(largest_errors(found, exact), plain, strict=True):
+        assert error <= max(2 * limit, 1e-6)
+
+
+@tiles
+@pytest.mark.parametrize("length", [33, 130])
+def test_gradients_of_the_scan(length):
+    inputs = draw_scan(length, 4, 32, 1, 64)
+
+    def differentiate(op, inputs):
+        leaves = [t.detach().clone().requires_grad_() for t in inputs]
+        y, state = op(*leaves[:-1], state=leaves[-1])
+        return torch.autograd.grad(y.sin().sum() + state.cos().sum(), leaves)
+
+    exact = differentiate(reference.ssd_scan, inputs)
+    single = [t.float() for t in inputs]
+    plain = largest_errors(differentiate(reference.ssd_scan, single), exact)
+    found = largest_errors(differentiate(cpu.ssd_scan_tiles, single), exact)
+    for error, limit in zip(found, plain, strict=True):
+        assert error <= max(2 * limit, 2e-6)
+
+
+@tiles
+def test_a_heads_scan_is_its_own():
+    """The same bits beside other rows and with other numbers of threads."""
+    args = [t.float() for t in draw_scan(200, 4, 64, 1, 64, batch=3)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        y, state = cpu.ssd_scan_tiles(*args[:-1], state=args[-1])
+        torch.set_num_threads(3)
+        for row in range(3):
+            own = [t if t.ndim == 1 else t[row : row + 1] for t in args]
+            found = cpu.ssd_scan_tiles(*own[:-1], state=own[-1])
+            assert torch.equal(found[0][0], y[row]) and torch.equal(found[1][0], state[row])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_the_scan_on_tiles_refuses():
+    args = [t.float() for t in draw_scan(9, 2, 32, 1, 32)]
+    assert cpu.refuse_ssd_scan_tiles(args, {}) == cpu.refuse_tiles()
+    odd = [t.float() for t in draw_scan(9, 2, 16, 1, 32)]
+    assert cpu.refuse_ssd_scan_tiles(odd, {}) == "head_dim or state size no multiple of 32"
+    assert cpu.refuse_ssd_scan_tiles([t.double() for t in args], {}) == "needs float32"
