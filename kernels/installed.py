@@ -3,8 +3,16 @@
 (q, k, v) -> torch.nn.functional.scaled_dot_product_attention -> out
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# On CUDA in this order: cuDNN's is the faster one on Hopper where it takes the arguments, the last takes any.
+CUDA_ORDER = (
+    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
+)  # fmt: skip
 
 
 def refuse_sdpa(args, kwargs):
@@ -33,7 +41,8 @@ def sdpa(q, k, v, *, shared_k=None, shared_v=None):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         # torch's grouped-query switch falls to a path that holds the square of scores on CPU; repeated keys do not.
         k, v = (t.repeat_interleave(per_kv, dim=1) if per_kv > 1 else t for t in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        with prefer(q.device.type):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     batch, n, heads, head_dim = q.shape
     kv_heads = heads // per_kv
     own_k, own_v = (t[:, past:].transpose(1, 2).repeat_interleave(per_kv, dim=1) for t in (k, v))
@@ -55,6 +64,13 @@ def sdpa(q, k, v, *, shared_k=None, shared_v=None):
     weights = torch.softmax(torch.stack(weights), dim=0)[..., None]
     joined = sum(weight * out.to(weight.dtype) for weight, out in zip(weights, outputs, strict=True))
     return joined.to(q.dtype).transpose(1, 2)
+
+
+def prefer(device_type):
+    """Within the block, let torch choose among its kernels in CUDA_ORDER on CUDA; elsewhere there is one."""
+    if device_type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel(list(CUDA_ORDER), set_priority=True)
 
 
 def _flash(q, k, v, is_causal=False):

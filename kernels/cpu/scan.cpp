@@ -29,7 +29,8 @@ struct OnVectors {
   static int64_t packed(const Shape& s) { return 2 * s.even() * Q + Q * Q; }
 
   // One chunk of one group: C^T (size, Q), B (Q, size), B C^T (Q, Q) where the second index is not before the first.
-  static void pack(const Shape& s, const float* B, int64_t stride_b, const float* C, int64_t stride_c, int64_t rows, float* out) {
+  static void pack(const Shape& s, const float* B, int64_t stride_b, const float* C, int64_t stride_c, int64_t rows,
+                   float* out) {
     const int64_t even = s.even();
     float *Ct = out, *packed = Ct + even * Q, *product = packed + even * Q;
     alignas(64) float Bt[512 * Q];
@@ -54,12 +55,12 @@ struct OnVectors {
   }
 
   // One chunk of one head; S (blocks, even size, WIDE) is advanced. `empty`: S is all zeros.
-  static void advance(const Shape& s, const float* x, int64_t stride_x, const float* dt, int64_t stride_dt, float A, float D,
-               const float* packed, int64_t rows, bool empty, float* S, float* y) {
+  static void advance(const Shape& s, const float* x, int64_t stride_x, const float* dt, int64_t stride_dt, float A,
+                      float D, const float* packed, int64_t rows, bool empty, float* S, float* y) {
     const int64_t even = s.even(), stride_y = s.heads * s.head_dim;
     const float *Ct = packed, *B = Ct + even * Q, *product = B + even * Q;
     const Decays d(dt, stride_dt, A, rows);
-    const auto& [high, low, decay, step, rest] = d;
+    const float *high = d.high, *low = d.low, *decay = d.decay, *step = d.step, *rest = d.rest;
     alignas(64) float block[Q * Q], fed[Q * WIDE], kept[Q * WIDE];
     const float total = decay[Q - 1];
     const vi index = count_up();

@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int Q = 64;      // tokens of a chunk
+constexpr int Q = 64;             // tokens of a chunk
 constexpr int PACKED_CHUNKS = 8;  // over all rows and groups at a time: they stay in the second cache
 
 struct Shape {
@@ -81,8 +81,8 @@ struct Given {
   int64_t x_batch, x_time, x_head, dt_batch, dt_time, dt_head, b_batch, b_time, b_group, c_batch, c_time, c_group;
 };
 
-// y, state, state_in and kept are contiguous. kept (batch, heads, chunks, head_dim, size): the state before each chunk, for
-// the gradients; or null.
+// y, state, state_in and kept are contiguous. kept (batch, heads, chunks, head_dim, size): the state before each chunk,
+// for the gradients; or null.
 template <class Way>
 void run_scan(const Shape& s, const Given& in, const float* state_in, float* y, float* state, float* kept,
               float* scratch, int64_t threads) {
@@ -96,10 +96,12 @@ void run_scan(const Shape& s, const Given& in, const float* state_in, float* y, 
   const int64_t parts = (per_group + together - 1) / together, units = batch * groups * parts;
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
-    const typename Way::Held held;
+    [[maybe_unused]] const typename Way::Held held{};
     for (int64_t start = 0; start < chunks; start += round) {
       const int64_t now = chunks - start < round ? chunks - start : round;
-      const auto place = [&](int64_t b, int64_t g, int64_t c) { return packs + ((b * groups + g) * round + c) * Way::packed(s); };
+      const auto place = [&](int64_t b, int64_t g, int64_t c) {
+        return packs + ((b * groups + g) * round + c) * Way::packed(s);
+      };
       const auto count = [&](int64_t first) { return length - first < Q ? length - first : Q; };
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < batch * groups * now; i++) {

@@ -122,8 +122,8 @@ void matmul(const Factor& a, const Factor& b, float* out, int64_t rows, int64_t 
   // Of this thread, for all of them.
   bf* packed_rows = align_pairs(keep_scratch((strips + group) * most / 2 + 16));
   bf* packed_columns = packed_rows + strips * most;
-  // Units of work: strips that stay in a second cache, with part of the columns; four for each thread, which need not be
-  // equally fast.
+  // Units of work: strips that stay in a second cache, with part of the columns; four for each thread, which need not
+  // be equally fast.
   const int64_t some = std::min(std::max<int64_t>(PACKED / most, 1), std::max<int64_t>(strips / threads, 1));
   const int64_t lots = (strips + some - 1) / some, wanted = (4 * threads + lots - 1) / lots;
 #pragma omp parallel num_threads(static_cast<int>(threads))

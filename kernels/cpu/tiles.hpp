@@ -5,7 +5,7 @@
 // itself is a product of factors rounded to bfloat16.
 //
 // Both factors lie as pairs of tiles, 32 rows (or columns) by 32 of the depth: per block of the depth, slice by slice,
-// two tiles of 16. A unit of 32 bits holds numbers k and k + 16 of a block's depth, so that nothing needs to be shuffled.
+// two tiles of 16. A unit of 32 bits holds numbers k and k + 16 of a block's depth, so that nothing needs shuffling.
 
 #pragma once
 

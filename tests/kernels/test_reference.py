@@ -149,3 +149,14 @@ def test_bfloat16_sums_in_float32(op):
 @pytest.mark.parametrize("op,backend,error,limit", parity.check())
 def test_every_backend_is_within_twice_the_definitions_own_error(op, backend, error, limit):
     assert error <= limit, f"{op} on {backend}"
+
+
+def test_order_of_torchs_attention_kernels_on_cuda():
+    usual = torch._C._get_sdp_priority_order()
+    with installed.prefer("cuda"):
+        order = torch._C._get_sdp_priority_order()
+        assert [int(kind) for kind in installed.CUDA_ORDER] == order[: len(installed.CUDA_ORDER)]
+        assert torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+    assert torch._C._get_sdp_priority_order() == usual
+    with installed.prefer("cpu"):
+        assert torch._C._get_sdp_priority_order() == usual

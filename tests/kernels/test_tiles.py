@@ -45,9 +45,11 @@ def test_two_factors_of_any_shape_and_layout(rows, depth, columns, turn_a, turn_
     finally:
         torch.set_num_threads(before)
     assert found.shape == (rows, columns)
-    assert rms(found - exact) <= 4e-7 * rms(exact)
+    # How large results are that do not happen to be near 0.
+    usual = rms(a.double().norm(dim=1)[:, None] * b.double().norm(dim=1)) / depth**0.5
+    assert rms(found - exact) <= 4e-7 * usual
     wanted = a.bfloat16().double() @ b.bfloat16().double().t()
-    assert rms(rounded - wanted) <= 1e-6 * rms(wanted)
+    assert rms(rounded - wanted) <= 1e-6 * usual
 
 
 @tiles
