@@ -51,12 +51,13 @@ def refuse_product(way, device="cpu", dtype=torch.float32):
     return cpu.refuse() if way == "vectors" else None if _has_onednn() else "torch is built without it"
 
 
-def count_slices(tokens):
+def count_slices(tokens, numbers):
     """Return the slices of factors in products on matrix tiles, 0 where products do not go there now.
 
-    tokens  read at a time: single ones would leave most of a tile empty
+    tokens   read at a time: single ones would leave most of a tile empty
+    numbers  of the weight: three slices of a large one leave the caches, which costs what tiles save
     """
-    if tokens < 2:
+    if tokens < 2 or (numbers > cpu.LARGEST_WEIGHT and not _rounded):
         return 0
     reason = refuse_product("tiles")
     if reason is None:
@@ -77,7 +78,7 @@ def uses_panels(x, weight):
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    slices = count_slices(_tokens(x))
+    slices = count_slices(_tokens(x), weight.numel())
     if not cpu.is_fixed(weight) or weight.numel() > (cpu.LARGEST_TILED if slices else cpu.LARGEST_WEIGHT):
         return False
     chosen = dispatch.forced()
@@ -93,7 +94,7 @@ def refuse_block(x, state, laid):
     ways = {op: (None, "tiles") if op == "ssd_scan" and laid.slices else (None, "cpu") for op in laid.block.ops}
     if any(chosen.get(op) not in ways[op] for op in laid.block.ops) or chosen.get("product") == "onednn":
         return "HYBRIDNA_KERNELS asks for others"
-    if _rounded and not count_slices(x.shape[1]):
+    if _rounded and not (laid.slices and x.shape[1] > 1):
         return "products are rounded"
     if laid.is_large and x.shape[1] == 1:
         return "single tokens, large weights"
@@ -112,11 +113,11 @@ def linear(x, weight, bias=None):
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    tokens = _tokens(x)
+    slices = count_slices(_tokens(x), weight.numel())
     if uses_panels(x, weight):
-        y = cpu.product(x, weight, slices=count_slices(tokens))
-    elif tokens >= LEAST_TOKENS and count_slices(tokens) and weight.numel():
-        y = _TileLinear.apply(x, weight, count_slices(tokens))
+        y = cpu.product(x, weight, slices=slices)
+    elif slices and _tokens(x) >= LEAST_TOKENS and weight.numel():
+        y = _TileLinear.apply(x, weight, slices)
     elif not _has_onednn():
         return F.linear(x, weight, bias)
     elif _rounded:

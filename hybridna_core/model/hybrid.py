@@ -65,7 +65,7 @@ class Block(nn.Module):
         if any(type(projection) is not Linear for projection in (*mixer.projections, *mlp.projections)):
             return None
         block = mixer.with_mlp(self.input_layernorm, self.pre_ff_layernorm, mlp)
-        laid = self.kept.get(block, count_slices(2))
+        laid = self.kept.get(block, count_slices(2, max(weight.numel() for weight in block.products)))
         return laid if refuse_block(x, state, laid) is None else None
 
 

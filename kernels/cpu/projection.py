@@ -13,7 +13,7 @@ from hybridna_kernels.cpu.call import address, contiguous, integer, number, rows
 
 # Floats of a weight that is kept a second time, as panels. Larger ones leave the caches, and oneDNN reads them as well.
 LARGEST = 1 << 20
-# The same on tiles, where a weight takes 1.5 times its memory once more: 300m's stay below it, 3b's do not.
+# The same on tiles, rounded: half of its memory once more. 300m's stay below it, 3b's do not.
 LARGEST_TILED = 1 << 23
 # Of each factor in a product on tiles: all bits of a float32, or those of a bfloat16.
 EXACT, ROUNDED = 3, 1

@@ -170,6 +170,11 @@ def test_which_products_go_there(monkeypatch):
     with gemm.bf16_products():
         assert ways(x, fixed) == [("product", cpu.ROUNDED)]
         assert ways(x[:, :1], fixed) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "LARGEST_WEIGHT", 100)
+        assert ways(x, fixed) == ways(x, weight) == []
+        with gemm.bf16_products():
+            assert ways(x, fixed) == [("product", cpu.ROUNDED)] and ways(x, weight) == [("matmul", None)]
     monkeypatch.setenv("HYBRIDNA_KERNELS", "product=vectors")
     assert ways(x, fixed) == [("product", 0)] and ways(x, weight) == []
     for text in ("product=onednn", "onednn", "reference"):
@@ -197,7 +202,7 @@ def test_where_there_are_none(monkeypatch):
     without = types.SimpleNamespace(hybridna_tiles=lambda: 1)
     with monkeypatch.context() as patch:
         patch.setattr(build, "_found", (without, None))
-        assert gemm.count_slices(20) == 0
+        assert gemm.count_slices(20, 100) == 0
         patch.setenv("HYBRIDNA_KERNELS", "product=tiles")
         with pytest.raises(dispatch.KernelError, match="product: backend 'tiles' refuses: no AMX here"):
             gemm.linear(x, fixed)
