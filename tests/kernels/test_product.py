@@ -17,6 +17,9 @@ from hybridna_kernels.cpu import build
 EPS = 1e-5
 TINY = ModelConfig(64, 96, ("mamba", "attention", "mamba"), 2, 1, mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16)
 
+# On vectors, and on matrix tiles where there are any.
+WAYS = [0] if cpu.refuse_tiles() else [0, cpu.EXACT]
+
 pytestmark = pytest.mark.skipif(build.library()[0] is None, reason=f"no C++ kernels here: {build.library()[1]}")
 
 
@@ -41,9 +44,11 @@ def exact(x, weight, up=None, z=None, norm=None, add=None):
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 70), st.integers(1, 80), st.integers(1, 80), st.sampled_from([1, 2, 3]),
-    st.sampled_from(["", "norm", "norm z", "norm up", "add", "norm z add"]), st.integers(0, 9),
+    st.sampled_from(["", "norm", "norm z", "norm up", "add", "norm z add"]), st.sampled_from(WAYS), st.integers(0, 9),
 )  # fmt: skip
-def test_product_is_the_definition_for_every_shape_and_what_is_around_it(rows, depth, outputs, threads, around, seed):
+def test_product_is_the_definition_for_every_shape_and_what_is_around_it(
+    rows, depth, outputs, threads, around, slices, seed
+):
     x, weight, up, z, norm, add = draw(
         seed, (rows, depth), (outputs, depth), (outputs, depth), (rows, depth), (depth,), (rows, outputs)
     )
@@ -52,7 +57,7 @@ def test_product_is_the_definition_for_every_shape_and_what_is_around_it(rows, d
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = cpu.product(x, weight, eps=EPS, **options)
+        found = cpu.product(x, weight, eps=EPS, slices=slices, **options)
     finally:
         torch.set_num_threads(before)
     wanted = exact(x, weight, **options)

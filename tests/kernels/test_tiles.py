@@ -83,28 +83,6 @@ def test_a_few_products_worked_out_by_hand():
 
 
 @tiles
-@settings(deadline=None, max_examples=40)
-@given(
-    st.integers(1, 70), st.integers(1, 80), st.integers(1, 80), st.sampled_from([1, 2, 3]),
-    st.sampled_from(["", "norm", "norm z", "norm up", "add", "norm z add"]), st.integers(0, 9),
-)  # fmt: skip
-def test_product_with_what_is_around_it(rows, depth, outputs, threads, around, seed):
-    x, weight, up, z, norm, add = draw(
-        seed, (rows, depth), (outputs, depth), (outputs, depth), (rows, depth), (depth,), (rows, outputs)
-    )
-    named = {"up": up, "z": z, "norm": norm, "add": add}
-    options = {name: named[name] for name in around.split()}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = cpu.product(x, weight, eps=EPS, slices=cpu.EXACT, **options)
-        vectors = cpu.product(x, weight, eps=EPS, **options)
-    finally:
-        torch.set_num_threads(before)
-    assert (found - vectors).abs().max() <= 3e-6 * vectors.abs().max() + 1e-6
-
-
-@tiles
 @pytest.mark.parametrize("slices", [cpu.EXACT, cpu.ROUNDED])
 @pytest.mark.parametrize("depth, outputs", [(64, 96), (256, 1288), (512, 33)])
 def test_a_rows_bits_depend_on_neither_its_neighbours_nor_threads(depth, outputs, slices):
