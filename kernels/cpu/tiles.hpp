@@ -35,6 +35,8 @@ struct Tiles {
       set.bytes[i] = 64;
       set.rows[i] = SIDE;
     }
+    // Some compilers think that the instruction reads eight bytes alone, and would leave the rest unwritten.
+    asm volatile("" : : "r"(&set) : "memory");
     _tile_loadconfig(&set);
   }
   ~Tiles() { _tile_release(); }
