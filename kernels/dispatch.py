@@ -49,8 +49,12 @@ OPS = tuple(_CANDIDATES)
 # Ways of matrix products with weights on CPU, among which `gemm` chooses.
 PRODUCTS = "tiles", "vectors", "onednn"
 
-# Backends that run unasked only where they were tested, and what says so of the first tensor's device.
-_UNTESTED = {"triton": triton.untested, **dict.fromkeys(packages.SERVED, packages.untested)}
+# Backends that run unasked only where they were tested, and what says so of the arguments.
+_UNTESTED = {
+    "triton": lambda args, kwargs: triton.untested(args[0].device),
+    "sdpa": installed.untested,
+    **dict.fromkeys(packages.SERVED, packages.untested),
+}
 
 # What `reference` means where no backend has that name.
 _REFERENCES = {"ssd_scan": "chunked", "product": "onednn"}
@@ -104,10 +108,10 @@ def _reason(name, refuse, args, kwargs, asked):
     """Say why a backend does not run, or None. asked: it was named, so that it need not have been tested here"""
     if name in packages.SERVED and not asked:
         # Not even imported.
-        return _UNTESTED[name](args[0].device)
+        return _UNTESTED[name](args, kwargs)
     reason = refuse(args, kwargs) if refuse else None
     if reason is None and name in _UNTESTED and not asked:
-        return _UNTESTED[name](args[0].device)
+        return _UNTESTED[name](args, kwargs)
     return reason
 
 

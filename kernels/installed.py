@@ -15,18 +15,35 @@ CUDA_ORDER = (
 )  # fmt: skip
 
 
+# Largest head_dim of torch's flash kernel on CUDA, and what its rows' widths must divide by.
+_CUDA_FLASH, _CUDA_ALIGNED = 256, 8
+
+
 def refuse_sdpa(args, kwargs):
     """Say why torch's fused attention cannot take these arguments: its causal mask starts at the first key."""
     q, k = args[0], args[1]
     if q.dtype == torch.float64 and q.device.type != "cpu":
         return "no float64 on this device"
-    if q.shape[1] == k.shape[1] and kwargs.get("shared_k") is None:
+    if not _is_joined(args, kwargs):
         return None
-    if q.device.type != "cpu" or not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
-        return "no earlier keys on this device"
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         return "no gradient with earlier keys"
+    if q.device.type == "cuda":
+        return f"head_dim {q.shape[3]} does not divide by {_CUDA_ALIGNED}" if q.shape[3] % _CUDA_ALIGNED else None
+    if q.device.type != "cpu" or not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        return "no earlier keys on this device"
     return None
+
+
+def untested(args, kwargs):
+    """Say why attention to earlier keys does not run on CUDA unasked, or None: it takes torch's kernels by their names."""
+    if args[0].device.type != "cuda" or not _is_joined(args, kwargs):
+        return None
+    return "with earlier keys it has not run on a GPU; HYBRIDNA_KERNELS can name it"
+
+
+def _is_joined(args, kwargs):
+    return args[0].shape[1] != args[1].shape[1] or kwargs.get("shared_k") is not None
 
 
 def sdpa(q, k, v, *, shared_k=None, shared_v=None):
@@ -74,5 +91,13 @@ def prefer(device_type):
 
 
 def _flash(q, k, v, is_causal=False):
-    """Fused attention on CPU, with the log-sum-exp of each query's scores. (batch, heads, n, head_dim)"""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)
+    """Fused attention, and the log-sum-exp of each query's scores. (batch, heads, n, head_dim)"""
+    ops = torch.ops.aten
+    if q.device.type == "cpu":
+        return ops._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)
+    if q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] <= _CUDA_FLASH:
+        out, weight, *_ = ops._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)
+        return out, weight
+    out, weight, *_ = ops._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal)
+    # Its rows are as many as divide by 32.
+    return out, weight[..., : q.shape[2]]

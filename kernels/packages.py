@@ -43,7 +43,7 @@ def absent():
     return [(op, name, why_absent(name)) for name, ops in SERVED.items() for op in ops if why_absent(name)]
 
 
-def untested(device):
+def untested(args, kwargs):
     """Say why an adapter does not run unasked."""
     return "its adapter has not run on a GPU; HYBRIDNA_KERNELS can name it"
 

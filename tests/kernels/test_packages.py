@@ -151,7 +151,7 @@ def test_they_are_listed_with_their_reasons_and_never_run_unasked(stand, monkeyp
     monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
     states = {(op, name): state for op, name, state in dispatch.report()}
     for package, ops in packages.SERVED.items():
-        assert all(states[op, package] == packages.untested(None) for op in ops)
+        assert all(states[op, package] == packages.untested((), {}) for op in ops)
     assert not stand.calls
     monkeypatch.setenv("HYBRIDNA_KERNELS", "mamba_ssm")
     assert {op for op, name in dispatch.forced().items() if name == "mamba_ssm"} == {"ssd_scan", "ssd_step"}

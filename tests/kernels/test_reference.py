@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hybridna_kernels import dispatch, installed, parity, reference
 
@@ -123,6 +124,31 @@ def test_fused_attention_joins_earlier_and_shared_keys(past, shared, n):
     args = q[:, past:], k, v
     assert installed.refuse_sdpa(args, common) is None
     close([installed.sdpa(*args, **common)], [reference.attention(*args, **common)], 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("past,shared", [(0, 17), (23, 0), (23, 17)])
+def test_on_a_gpu_earlier_keys_go_to_its_kernels(dtype, past, shared, monkeypatch):
+    monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
+
+    def make(device, width=32):
+        q, k, common = (torch.empty(2, n, 4, width, dtype=dtype, device=device) for n in (5, 5 + past, shared))
+        return (q, k, k), common
+
+    # The shapes are those that torch's CUDA kernels give, as torch itself derives them.
+    args, common = make("meta")
+    out = installed.sdpa(*args, **({} if not shared else {"shared_k": common[:1], "shared_v": common[:1]}))
+    assert (out.shape, out.dtype) == (args[0].shape, dtype)
+    with FakeTensorMode(), torch.no_grad():
+        args, common = make("cuda")
+        kwargs = {"shared_k": common} if shared else {}
+        assert installed.refuse_sdpa(args, kwargs) is None
+        assert "has not run on a GPU" in dispatch.refusal("attention", "sdpa", args, kwargs)
+        assert installed.refuse_sdpa(make("cuda", 12)[0], kwargs) == "head_dim 12 does not divide by 8"
+        # What torch offers to everyone needs no test of ours.
+        assert dispatch.refusal("attention", "sdpa", (args[0],) * 3, {}) is None
+        monkeypatch.setenv("HYBRIDNA_KERNELS", "attention=sdpa")
+        assert dispatch.refusal("attention", "sdpa", args, kwargs) is None
 
 
 def test_gated_norm_by_hand():
