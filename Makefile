@@ -138,6 +138,7 @@ kernels-compiled: .venv/bin/pytest
 
 gpu-check: .venv/bin/pytest
 	PYTHON=.venv/bin/python kernels/gpu_check.sh
+	.venv/bin/python -m pytest -q -n0 tests/core/test_decode.py
 
 slow: .venv/bin/pytest
 	.venv/bin/python -m pytest -q -m slow

@@ -14,6 +14,7 @@ from hybridna_core.constraints import Constraints, compile_constraints, parse_co
 from hybridna_core.data.inputs import warn
 from hybridna_core.errors import GuardError, UsageError
 from hybridna_core.memory import spell_bytes
+from hybridna_core.model.decode import make_graph
 from hybridna_core.model.labels import label_posterior
 from hybridna_core.model.likelihood import read
 from hybridna_core.search import SAMPLE_ROWS, Beams, Found, Sampling, count_slice, draw_block, search_beams
@@ -184,9 +185,9 @@ def make_designs(model, plan, label, prompt, progress=None):
     head, automaton = start_tokens(model.config, model.tokenizer, label, prompt), _compile(plan, prompt)
     _, reading = read(model, torch.from_numpy(head)[None].to(model.device))
     if plan.beams is None:
-        blocks = []
+        blocks, graph = [], make_graph(model, reading.repeat(SAMPLE_ROWS))
         for first in range(0, plan.count, SAMPLE_ROWS):
-            blocks.append(draw_block(model, reading, plan.length, first, plan.sampling, automaton, advance))
+            blocks.append(draw_block(model, reading, plan.length, first, plan.sampling, automaton, advance, graph))
             finished += plan.length
         found = Found(*(np.concatenate(part) for part in zip(*blocks, strict=True)))
     else:

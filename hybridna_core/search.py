@@ -13,6 +13,7 @@ import torch
 
 from hybridna_core.errors import GuardError, UsageError
 from hybridna_core.memory import free_bytes, spell_bytes
+from hybridna_core.model.decode import make_graph
 from hybridna_core.model.hybrid import HybridLM
 from hybridna_core.model.likelihood import Reading, read
 from hybridna_core.model.state import bytes_per_row
@@ -118,16 +119,19 @@ def count_seconds(config, device, dtype, given, length, rows):
     return total * length * -(-rows // width)
 
 
-def draw_block(model, reading, length, first, sampling, automaton=None, advance=None):
+def draw_block(model, reading, length, first, sampling, automaton=None, advance=None, graph=None):
     """Sample SAMPLE_ROWS sequences, the first with index `first`; return them as Found.
 
     reading    of one row: label and prompt
     automaton  Automaton of the constraints; what it bars is left out before a base is drawn
     advance    called with the number of bases of this block so far
+    graph      StepGraph of SAMPLE_ROWS rows, or None: steps go one by one
     """
     ids, log_probs = np.zeros((SAMPLE_ROWS, length), dtype=np.int64), np.zeros(SAMPLE_ROWS)
     draws = np.stack([uniforms(sampling.seed, first + i, length) for i in range(SAMPLE_ROWS)])
     reading, rows = reading.repeat(SAMPLE_ROWS), np.arange(SAMPLE_ROWS)
+    if graph is not None:
+        graph.load(reading)
     states, counts = _start(automaton, SAMPLE_ROWS)
     for step in range(length):
         own = next_log_probs(reading)
@@ -141,7 +145,7 @@ def draw_block(model, reading, length, first, sampling, automaton=None, advance=
         ids[:, step] = np.array(BASE_IDS)[chosen]
         log_probs += own[rows, chosen]
         if step + 1 < length:
-            reading = append(model, reading, ids[:, step])
+            reading = append(model, reading, ids[:, step]) if graph is None else graph.append(ids[:, step])
         if advance is not None:
             advance(step + 1)
     return Found(ids, log_probs)
@@ -200,7 +204,7 @@ def search_beams(model, reading, length, beams, automaton=None, advance=None, ro
     slices, place = [reading.repeat(1)], np.zeros(beams.groups, dtype=np.int64)
     group, sums, scores = np.arange(beams.groups), np.zeros(beams.groups), np.zeros(beams.groups)
     states, counts = _start(automaton, beams.groups)
-    parents_of, bases_of = [], []
+    parents_of, bases_of, graph = [], [], None
     for step in range(length):
         log_probs = np.concatenate([next_log_probs(part) for part in slices])[place]
         check_finite(log_probs, step, "beam")
@@ -215,10 +219,28 @@ def search_beams(model, reading, length, beams, automaton=None, advance=None, ro
         bases_of.append(bases.astype(np.uint8))
         if step + 1 < length:
             ids = np.array(BASE_IDS)[bases]
-            slices, place = read_slices(model, slices, place[parents], ids, rows_at_once or beams.width)
+            slices, place, graph = _read_next(
+                model, slices, place[parents], ids, rows_at_once or beams.width, graph, beams
+            )
         if advance is not None:
             advance(step + 1)
     return _distinct(_trace(parents_of, bases_of), sums, group)
+
+
+def _read_next(model, slices, parents, ids, width, graph, beams):
+    """Read one more base after each parent, as `read_slices`, by a StepGraph once all beams are there.
+
+    graph    StepGraph that has read the parents, or None
+    returns  slices and places as `read_slices`, and the StepGraph or None
+    """
+    if graph is not None and graph.rows == len(ids):
+        return [graph.append(ids, parents)], np.arange(len(ids)), graph
+    if graph is not None:
+        # Constraints have left fewer.
+        slices = [graph.reading()]
+    slices, place = read_slices(model, slices, parents, ids, width)
+    graph = make_graph(model, slices[0], moves=True) if len(slices) == 1 and len(ids) == beams.width else None
+    return slices, place, graph
 
 
 def _rank(usable, group, beams):

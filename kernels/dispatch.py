@@ -48,6 +48,9 @@ _CANDIDATES = {
 OPS = tuple(_CANDIDATES)
 # Ways of matrix products with weights on CPU, among which `gemm` chooses.
 PRODUCTS = "tiles", "vectors", "onednn"
+# Ways of one-token steps, see `graphs`.
+STEPS = "graph", "eager"
+_WAYS = {"product": PRODUCTS, "decode": STEPS}
 
 # Backends that run unasked only where they were tested, and what says so of the arguments.
 _UNTESTED = {
@@ -57,7 +60,7 @@ _UNTESTED = {
 }
 
 # What `reference` means where no backend has that name.
-_REFERENCES = {"ssd_scan": "chunked", "product": "onednn"}
+_REFERENCES = {"ssd_scan": "chunked", "product": "onednn", "decode": "eager"}
 
 
 class KernelError(Exception):
@@ -81,7 +84,7 @@ def _parse(text):
         if item == "auto":
             continue
         op, _, backend = item.rpartition("=")
-        targets = [op] if op else [o for o in (*OPS, "product") if backend in _names(o)]
+        targets = [op] if op else [o for o in (*OPS, *_WAYS) if backend in _names(o)]
         if not targets or any(backend not in _names(o) for o in targets):
             raise KernelError(f"HYBRIDNA_KERNELS: no backend {item!r}; known: {_spell()}")
         chosen.update(dict.fromkeys(targets, backend))
@@ -133,10 +136,10 @@ def report(device="cpu", dtype=torch.float32):
     """List (op, backend, state) for `doctor`; state is "in use", "usable" or the reason for refusing.
 
     A backend that depends on the arguments is judged on a plain forward pass on that device, in that dtype. Products
-    with weights have rows of their own, and so has what reads whole blocks in one call; refused, blocks are read op by
-    op.
+    with weights have rows of their own, and so have recorded steps, and what reads whole blocks in one call; refused,
+    blocks are read op by op.
     """
-    from hybridna_kernels import gemm, parity
+    from hybridna_kernels import gemm, graphs, parity
 
     rows = []
     for op in OPS:
@@ -153,6 +156,7 @@ def report(device="cpu", dtype=torch.float32):
         ("product", way, reason or ("in use" if i == first else "usable"))
         for i, (way, reason) in enumerate(zip(PRODUCTS, reasons, strict=True))
     ]
+    rows.append(("decode", "graph", graphs.refuse(torch.device(device)) or "in use"))
     for kind in parity.BLOCKS:
         x, state, block = parity.example_block(kind, device=device, dtype=dtype)
         rows.append((kind, "cpu", gemm.refuse_block(x, state, cpu.LaidOut(block)) or "in use"))
@@ -162,11 +166,11 @@ def report(device="cpu", dtype=torch.float32):
 
 
 def _names(op):
-    return PRODUCTS if op == "product" else [name for name, _, _ in _CANDIDATES.get(op, ())]
+    return _WAYS[op] if op in _WAYS else [name for name, _, _ in _CANDIDATES.get(op, ())]
 
 
 def _spell():
-    return ", ".join(f"{op}={'|'.join(_names(op))}" for op in (*OPS, "product"))
+    return ", ".join(f"{op}={'|'.join(_names(op))}" for op in (*OPS, *_WAYS))
 
 
 def check_parity(device="cpu"):

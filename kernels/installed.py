@@ -36,7 +36,7 @@ def refuse_sdpa(args, kwargs):
 
 
 def untested(args, kwargs):
-    """Say why attention to earlier keys does not run on CUDA unasked, or None: it takes torch's kernels by their names."""
+    """Say why attention to earlier keys does not run on CUDA unasked, or None: it names torch's kernels itself."""
     if args[0].device.type != "cuda" or not _is_joined(args, kwargs):
         return None
     return "with earlier keys it has not run on a GPU; HYBRIDNA_KERNELS can name it"

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hybridna_core.model.state import AttentionState
+from hybridna_core.model.state import AttentionState, FixedAttentionState
 from hybridna_kernels import cpu, dispatch
 from hybridna_kernels.gemm import linear
 from hybridna_kernels.pointwise import add_rms_norm, silu_mul
@@ -58,6 +58,8 @@ class AttentionMixer(nn.Module):
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if isinstance(state, FixedAttentionState):
+            return self.o_proj(state.attend(q, k, v).flatten(2)), state
         if state.keys.shape[1]:
             k, v = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
         state = AttentionState(k, v, state.shared_keys, state.shared_values)

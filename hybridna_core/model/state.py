@@ -40,6 +40,45 @@ class AttentionState(NamedTuple):
     shared_values: torch.Tensor | None = None
 
 
+class FixedAttentionState(NamedTuple):
+    """Attention layer whose keys and values stay where they are, for one-token steps that are recorded once.
+
+    keys, values                (batch, room, kv_heads, head_dim), written in place, finite also where nothing was read
+    length                      () int64, tokens read; the next one goes there
+    parents                     (batch,) int64, whose keys each row goes on from, or None: its own
+    shared_keys, shared_values  as in AttentionState
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    length: torch.Tensor
+    parents: torch.Tensor | None = None
+    shared_keys: torch.Tensor | None = None
+    shared_values: torch.Tensor | None = None
+
+    def attend(self, q, k, v):
+        """Keep one token's keys and values, and attend to all that were read. q, k, v as `attention` takes them, n 1"""
+        for kept, new in ((self.keys, k), (self.values, v)):
+            if self.parents is not None:
+                kept.copy_(kept.index_select(0, self.parents))
+            kept.index_copy_(1, self.length[None], new)
+        batch, _, heads, head_dim = q.shape
+        kv_heads = k.shape[2]
+        queries = (q * head_dim**-0.5).reshape(batch, kv_heads, heads // kv_heads, head_dim)
+        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+        unread = torch.arange(self.keys.shape[1], device=q.device) > self.length
+        scores = torch.matmul(queries, self.keys.permute(0, 2, 3, 1)).to(exact).masked_fill(unread, float("-inf"))
+        shared = 0 if self.shared_keys is None else self.shared_keys.shape[1]
+        if shared:
+            common = torch.einsum("bgqd,pgd->bgqp", queries, self.shared_keys[0]).to(exact)
+            scores = torch.cat([common, scores], dim=-1)
+        weights = torch.softmax(scores, dim=-1).to(q.dtype)
+        out = torch.matmul(weights[..., shared:], self.values.transpose(1, 2))
+        if shared:
+            out = out + torch.einsum("bgqp,pgd->bgqd", weights[..., :shared], self.shared_values[0])
+        return out.reshape(batch, 1, heads, head_dim)
+
+
 class ModelState(NamedTuple):
     """One state per layer, and how many tokens have been read."""
 

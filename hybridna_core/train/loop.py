@@ -25,6 +25,7 @@ from hybridna_core.train.parallel import ALONE
 from hybridna_core.train.signals import Abandoned, Signals
 from hybridna_core.train.snapshots import save_snapshot
 from hybridna_kernels.gemm import bf16_products
+from hybridna_kernels.pointwise import cross_entropy
 
 LN2 = math.log(2)
 
@@ -73,15 +74,12 @@ def loss_sum(model, tokens, weights=None, precision="fp32", bases_alone=False):
     rounded = precision == "bf16" and tokens.device.type != "cpu"
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=rounded):
         hidden, _ = model(tokens[:, :-1])
-    target = tokens[:, 1:].masked_fill(~is_counted(tokens), -100).flatten()
-    logits = model.head(hidden.to(model.dtype)).flatten(0, 1)
+    target = tokens[:, 1:].masked_fill(~is_counted(tokens), -1).flatten()
+    hidden, head = hidden.to(model.dtype).flatten(0, 1), model.lm_head.weight
     if bases_alone:
-        logits, target = logits[:, A : T + 1], torch.where(target < 0, target, target - A)
-    if weights is None:
-        total = F.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
-    else:
-        each = F.cross_entropy(logits, target, ignore_index=-100, reduction="none")
-        total = (each * weights[:, 1:].flatten()).sum()
+        head, target = head[A : T + 1], torch.where(target < 0, target, target - A)
+    each = cross_entropy(hidden, head, target)
+    total = each.sum() if weights is None else (each * weights[:, 1:].flatten()).sum()
     return total, count_bases(tokens, weights)
 
 

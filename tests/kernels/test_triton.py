@@ -210,6 +210,26 @@ def test_loss(rows, width, vocabulary):
 
 
 @installed
+def test_training_takes_the_loss_where_it_takes_the_norms(monkeypatch):
+    called = []
+    honest = ours.cross_entropy
+    monkeypatch.setattr(ours, "cross_entropy", lambda *t: called.append(1) or honest(*t))
+    target = torch.tensor([3, -1, 0, 11, -100])
+
+    def losses():
+        given = [t.float().requires_grad_() for t in (normal(5, 24), normal(12, 24))]
+        out = pointwise.cross_entropy(*given, target)
+        return [out.detach(), *torch.autograd.grad(out.sum(), given)]
+
+    monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
+    plain = losses()
+    assert not called and plain[0][1] == plain[0][4] == 0 and not plain[1][1].any()
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "triton")
+    torch.testing.assert_close(losses(), plain, rtol=1e-4, atol=1e-5)
+    assert called
+
+
+@installed
 @pytest.mark.parametrize("op", ["ssd_scan", "ssd_step", "causal_conv1d", "gated_rms_norm"])
 def test_bfloat16_sums_in_float32(op):
     args, kwargs = parity.example(op, length=40, dtype=torch.float32)
@@ -231,7 +251,7 @@ def test_chosen_by_name_only(monkeypatch):
     due = reference.ssd_scan(*args, **kwargs)
     for found, d in zip(dispatch.run("ssd_scan", *args, **kwargs), due, strict=True):
         torch.testing.assert_close(found, d, rtol=1e-5, atol=1e-5)
-    assert pointwise._on_triton(args[0])
+    assert pointwise._on_triton(ours.refuse_rows, args[0])
     for op, backend, error, limit in parity.check():
         assert backend != "triton" or error <= limit, op
 
