@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench bench-all bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
+.PHONY: demo test lint docs examples bench bench-all bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths bench-gpu heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -43,6 +43,15 @@ bench-all: .venv/bin/pytest
 	    "$(LARGE) --layers 24 --length 2048 --precision bf16" "--task train --length 1024 --length 2048" \
 	    "--task train --length 1024 --length 2048 --precision bf16" "--task beam" "--task embed"; do \
 	    echo "bench $$options"; .venv/bin/hybridna bench --threads $(THREADS) --repeats 3 $$options $(BENCH) || exit; done
+
+# On a CUDA device: Fig. 4 of the paper, then passes beside Bamba, which may lack memory for the last.
+GPU_KERNELS ?= triton,attention=sdpa
+GPU = --device cuda --precision bf16 $(LARGE) --layers 24 --state-size 128 --force
+bench-gpu: .venv/bin/pytest
+	mkdir -p $(SCRATCH)/bench
+	for options in lengths forward "train --length 8192" "train --length 32768"; do \
+	    set -- $$options; out=$(SCRATCH)/bench/gpu-$$1$$3; HYBRIDNA_KERNELS=$(GPU_KERNELS) .venv/bin/hybridna bench \
+	    --task $$options $(GPU) --plot $$out.png --summary-json $$out.json $(BENCH) || exit; done
 
 # Each command with its kernels and in plain torch, results compared.
 bench-commands: .venv/bin/pytest

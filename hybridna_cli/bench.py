@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from hybridna_cli.console import reporting
-from hybridna_cli.options import Force, Quiet, SummaryJson, Threads
+from hybridna_cli.options import Device, Force, Quiet, SummaryJson, Threads
 
 TASKS = """forward: a pass of the model, or train: forward, loss and all gradients, beside transformers' Bamba; mixer:
 a Mamba-2 mixer beside transformers'; score, embed, beam: alleles, regions, and a step of beams, beside a slow way;
@@ -16,7 +16,10 @@ def bench(
     task: Annotated[str, typer.Option("--task", metavar="TASK", help=" ".join(TASKS.split()))] = "forward",
     precision: Annotated[
         str,
-        typer.Option("--precision", metavar="KIND", help="Of products in forward, train and mixer: fp32 or bf16."),
+        typer.Option(
+            "--precision", metavar="KIND",
+            help="Of products in forward, train and mixer: fp32 or bf16; on CUDA of both ways, and in lengths.",
+        ),
     ] = "fp32",
     hidden_size: Annotated[
         int | None,
@@ -55,12 +58,14 @@ def bench(
         ),
     ] = None,
     force: Force = False,
+    device: Device = "cpu",
     threads: Threads = None,
     quiet: Quiet = False,
     summary_json: SummaryJson = None,
 ):  # fmt: skip
-    """Time a task on CPU beside another way to the same results; both are compared before anything is timed.
+    """Time a task beside another way to the same results; both are compared before anything is timed.
 
+    On the CPU unless --device says otherwise, as its aims are for the CPU; forward, train and lengths run on CUDA too.
     forward and train need transformers. Seconds are medians; take the ratio, not the seconds, from a machine that does
     other work too.
     """
@@ -70,7 +75,7 @@ def bench(
         found = core.bench(
             task=task, precision=precision, hidden_size=hidden_size, layers=layers, state_size=state_size,
             lengths=length, count=count, repeats=repeats, limit=limit, plot=plot, force=force,
-            progress=report.progress,
+            device=device, progress=report.progress,
         )  # fmt: skip
         report.summary = found
     print("\n".join("\t".join(cells) for cells in (spell_points if task == "lengths" else spell_timings)(found)))

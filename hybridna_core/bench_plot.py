@@ -51,8 +51,9 @@ def draw_bench(summary, path, *, force=False):
         axes.legend(
             fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=1 + (len(curves) > 4)
         )
+    where = f"threads: {summary.threads}" if summary.device == "cpu" else f"{summary.device}, {summary.precision}"
     figure.suptitle(
-        f"hybridna bench --task {summary.task}, threads: {summary.threads}, torch {summary.versions['torch']}\n"
+        f"hybridna bench --task {summary.task}, {where}, torch {summary.versions['torch']}\n"
         f"hidden {summary.hidden_size}, {summary.layers} layers, state {summary.state_size}, "
         f"{summary.parameters / 1e6:.2f} M parameters",
         fontsize=9,

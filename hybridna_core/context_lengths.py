@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from hybridna_core.config import ModelConfig, build
 from hybridna_core.errors import SystemFault
-from hybridna_core.memory import forget_peak, peak_bytes, used_bytes
-from hybridna_core.timing import check_equal, forced_kernels, spread
+from hybridna_core.memory import forget_peak, held_bytes, peak_bytes, return_freed_memory
+from hybridna_core.timing import TOLERANCE, check_equal, forced_kernels, spread, wait
 
 CHECKED_TOKENS = 2048
 # The Transformer's attention is torch's own, unless the environment asks for something else.
@@ -31,7 +31,7 @@ class Point(NamedTuple):
     passes      that were timed
     ratio       of the hybrid's speed to the Transformer's
     peak_bytes  most that a pass took beside the loaded model; None where the system does not say
-    resident    most that the whole process took
+    resident    most that the whole process took; on CUDA of its tensors, the model among them
     """
 
     model: str
@@ -62,22 +62,25 @@ def kernels_of(name):
     return asked or (TRANSFORMER_KERNELS if name == "transformer" else "")
 
 
-def time_lengths(config, lengths, repeats, limit, progress=None):
+def time_lengths(config, lengths, repeats, limit, progress=None, device="cpu", precision="fp32"):
     """Measure both models at all lengths, from the shortest; return the list of Points.
 
-    limit  seconds that one point may take, start of its process included; what is longer than a point that took more is
-           not tried
+    limit      seconds that one point may take, start of its process included; what is longer than a point that took
+               more is not tried
+    precision  of both models' weights and of what lies between them: fp32 or bf16
     Raises GuardError when a model's log-probabilities differ from those of plain torch, before anything is timed.
     """
     models, stopped, points = make_models(config), {}, []
     for name, own in models.items():
-        check_model(name, own, min(*lengths, CHECKED_TOKENS))
+        check_model(name, own, min(*lengths, CHECKED_TOKENS), device, precision)
+    # The processes that measure need it.
+    return_freed_memory(device)
     for length in sorted(lengths):
         for name, own in models.items():
             if name in stopped:
                 points.append(Point(name, length, f"skipped: {stopped[name]}"))
             else:
-                points.append(measure_apart(name, own, length, repeats, limit))
+                points.append(measure_apart(name, own, length, repeats, limit, device, precision))
                 if points[-1].status != "ok":
                     stopped[name] = f"{length:,} tokens were {points[-1].status}"
             if progress:
@@ -88,21 +91,24 @@ def time_lengths(config, lengths, repeats, limit, progress=None):
     return points
 
 
-def check_model(name, config, length):
+def check_model(name, config, length, device, precision):
     """Compare the log-probabilities of a model, read in segments, with those of plain torch in one piece."""
-    model, tokens = make_model(config), draw_tokens(length)
+    model, tokens = make_model(config, device, precision), draw_tokens(length).to(device)
     ours, plain = [], []
     with forced_kernels(kernels_of(name) or "auto"):
         ours.append(read_all(model, tokens))
     with forced_kernels("reference"):
         plain.append(read_all(model, tokens, segment=length))
-    check_equal("log-probabilities", ours, plain, 1e-3, f"{name}, {length:,} tokens")
+    check_equal("log-probabilities", ours, plain, TOLERANCE[precision], f"{name}, {length:,} tokens")
 
 
-def make_model(config):
+def make_model(config, device, precision):
+    import torch
+
     from hybridna_core.model.hybrid import HybridLM
 
-    return HybridLM(config).eval().requires_grad_(False)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return HybridLM(config, device, dtype).eval().requires_grad_(False)
 
 
 def draw_tokens(length):
@@ -120,11 +126,14 @@ def read_all(model, tokens, segment=None):
     return read(model, tokens, segment=segment)[0]
 
 
-def measure_apart(name, config, length, repeats, limit):
+def measure_apart(name, config, length, repeats, limit, device="cpu", precision="fp32"):
     """Measure one point in a process of its own; return the Point, whose status tells when that took too long."""
     import torch
 
-    job = {"config": dataclasses.asdict(config), "tokens": length, "repeats": repeats, "until": time.time() + limit}
+    job = {
+        "config": dataclasses.asdict(config), "tokens": length, "repeats": repeats, "until": time.time() + limit,
+        "device": str(device), "precision": precision,
+    }  # fmt: skip
     command = [sys.executable, "-m", "hybridna_core.context_lengths", json.dumps(job)]
     threads = str(torch.get_num_threads())
     environment = {**os.environ, "HYBRIDNA_KERNELS": kernels_of(name), "OMP_NUM_THREADS": threads}
@@ -138,32 +147,42 @@ def measure_apart(name, config, length, repeats, limit):
         what = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise SystemFault(f"the process that measures failed ({what})", where=f"{name}, {length:,} tokens")
     found = json.loads(done.stdout.splitlines()[-1])
+    if found is None:
+        return Point(name, length, "out of memory")
     seconds = spread(found["seconds"])
     return Point(name, length, "ok", seconds, len(found["seconds"]), length / seconds[0], None, found["peak"],
                  found["resident"])  # fmt: skip
 
 
-def measure(config, length, repeats, until):
+def measure(config, length, repeats, until, device="cpu", precision="fp32"):
     """Time passes of a new model in this process, as many as end before a moment, one at least; return the figures."""
-    model, tokens = make_model(config), draw_tokens(length)
-    loaded = used_bytes("cpu")
-    # Kernels are made and threads started by a short pass.
-    read_all(model, tokens[:, : 2 * model.segment])
-    forget_peak()
+    model, tokens = make_model(config, device, precision), draw_tokens(length).to(device)
+    loaded = held_bytes(device)
+    # Kernels are made and threads started by a short pass; CUDA chooses kernels for each length.
+    read_all(model, tokens[:, : 2 * model.segment] if device == "cpu" else tokens)
+    forget_peak(device)
     seconds = []
     while not seconds or (len(seconds) < repeats and time.time() + 1.2 * max(seconds) < until):
+        wait(device)
         start = time.perf_counter()
         read_all(model, tokens)
+        wait(device)
         seconds.append(time.perf_counter() - start)
-    resident = peak_bytes()
+    resident = peak_bytes(device)
     peak = None if resident is None or loaded is None else max(0, resident - loaded)
     return {"seconds": seconds, "peak": peak, "resident": resident}
 
 
 def main():
+    import torch
+
     job = json.loads(sys.argv[1])
     config = build(ModelConfig, job["config"], "config")
-    print(json.dumps(measure(config, job["tokens"], job["repeats"], job["until"])))
+    try:
+        figures = measure(config, job["tokens"], job["repeats"], job["until"], job["device"], job["precision"])
+    except torch.OutOfMemoryError:
+        figures = None
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

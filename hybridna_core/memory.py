@@ -23,8 +23,13 @@ def keep_freed_memory():
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def return_freed_memory():
-    """Give back to the system what this process has freed; without glibc do nothing."""
+def return_freed_memory(device="cpu"):
+    """Give back to the system what this process has freed on a torch device; on a CPU without glibc do nothing."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+        return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -48,16 +53,34 @@ def used_bytes(device):
     return _field("/proc/self/status", "VmRSS:", 1024)
 
 
-def peak_bytes():
-    """Return the most bytes that this process has taken since its start or `forget_peak`, or None off Linux.
+def held_bytes(device):
+    """Return the bytes of what lies on a torch device: tensors on CUDA, else all of this process, None off Linux."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.memory_allocated(device)
+    return used_bytes(device)
+
+
+def peak_bytes(device="cpu"):
+    """Return the most that `held_bytes` has been since the process's start or `forget_peak`, or None off Linux.
 
     The most of its own: getrusage tells that of the process it was forked from where that is more.
     """
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
     return _field("/proc/self/status", "VmHWM:", 1024)
 
 
-def forget_peak():
+def forget_peak(device="cpu"):
     """Let `peak_bytes` begin anew; return whether the system could."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -11,7 +11,10 @@ import time
 from typing import NamedTuple
 
 from hybridna_core.errors import GuardError
-from hybridna_core.memory import forget_peak, peak_bytes, return_freed_memory, used_bytes
+from hybridna_core.memory import forget_peak, held_bytes, peak_bytes, return_freed_memory
+
+# Largest difference of a logit, a log-probability, and a gradient relative to its tensor's largest, by precision.
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 
 
 class Timing(NamedTuple):
@@ -53,26 +56,42 @@ def spread(values):
     return statistics.median(values), min(values), max(values)
 
 
-def take_turns(functions, repeats):
-    """Call functions one after the other, so many times; return the list of seconds of each."""
+def wait(device):
+    """Wait until a torch device has done what it was told; a CPU always has."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def take_turns(functions, repeats, device="cpu"):
+    """Call functions one after the other, so many times; return the list of seconds of each.
+
+    device  where they work, waited for before the clock is read
+    """
     seconds = [[] for _ in functions]
     for _ in range(repeats):
         for function, taken in zip(functions, seconds, strict=True):
+            wait(device)
             start = time.perf_counter()
             function()
+            wait(device)
             taken.append(time.perf_counter() - start)
     return seconds
 
 
-def take_peaks(functions):
-    """Call each function once; return the most bytes that each took beside what was there, None off Linux."""
+def take_peaks(functions, device="cpu"):
+    """Call each function once; return the most bytes that each took beside what was there, None off Linux.
+
+    device  where the bytes are counted
+    """
     peaks = []
     for function in functions:
         gc.collect()
         return_freed_memory()
-        is_new, before = forget_peak(), used_bytes("cpu")
+        is_new, before = forget_peak(device), held_bytes(device)
         function()
-        most = peak_bytes()
+        most = peak_bytes(device)
         peaks.append(max(0, most - before) if is_new and most is not None and before is not None else None)
     return None if None in peaks else tuple(peaks)
 

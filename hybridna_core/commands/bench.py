@@ -5,7 +5,7 @@ random weights -> both ways -> equal results, or no timing at all -> timed in tu
 
 from typing import NamedTuple
 
-from hybridna_core.checkpoint import version
+from hybridna_core.checkpoint import choose_device, version
 from hybridna_core.config import ModelConfig, layer_pattern
 from hybridna_core.data.writers import check_output
 from hybridna_core.errors import UsageError, nearest
@@ -42,12 +42,15 @@ TASKS = {
 
 # Tasks beside transformers, and what precision their products may have.
 PEERED, PRECISIONS = ("forward", "train", "mixer"), ("fp32", "bf16")
+# Tasks that CUDA devices can take.
+ON_CUDA = ("forward", "train", "lengths")
 
 
 class BenchSummary(NamedTuple):
     """Rows of one run, with what they were taken on.
 
     unit     of what rows count
+    device   cpu, or the name of the GPU
     kernels  backend in use, by op
     rows     Timings; of `lengths` Points
     """
@@ -60,6 +63,7 @@ class BenchSummary(NamedTuple):
     layers: int
     state_size: int
     parameters: int
+    device: str
     threads: int
     versions: dict
     kernels: dict
@@ -71,16 +75,17 @@ class BenchSummary(NamedTuple):
 
 def bench(
     *, task="forward", precision="fp32", hidden_size=None, layers=8, state_size=None, lengths=None, count=None,
-    repeats=5, limit=600, plot=None, force=False, progress=None,
+    repeats=5, limit=600, plot=None, force=False, device="cpu", progress=None,
 ):  # fmt: skip
-    """Time a task on CPU beside another way to the same results, which are compared first; return a BenchSummary.
+    """Time a task beside another way to the same results, which are compared first; return a BenchSummary.
 
     task                 forward: logits of all tokens, or train: loss of every token and gradients of all weights, both
                          beside transformers' BambaForCausalLM in float32 with the same weights; mixer: a Mamba-2
                          mixer beside transformers'; score: the scorer beside two full passes per allele; embed: the
                          kernels beside plain torch; beam: one step of beams beside a step that reorders states first;
                          lengths: log-probabilities of all tokens, beside a Transformer of the same size
-    precision            of our matrix products beside transformers: fp32, or bf16 (`gemm.bf16_products`)
+    precision            of our matrix products beside transformers: fp32, or bf16 (`gemm.bf16_products`); on CUDA of
+                         both ways, lengths too: bf16 are the weights, or in train the products (torch's autocast)
     hidden_size, layers, state_size  of the model timed; the rest follows the presets' proportions
     lengths              tokens per pass, batch 1; score: of a window; embed: of a region; beam: read by each beam
     count                regions of embed, beams of beam
@@ -88,6 +93,7 @@ def bench(
     limit                of lengths: seconds that one model may take at one length before longer ones are skipped
     plot                 .png to draw the rows into
     force                an existing picture may be replaced
+    device               cpu, as aims are for it; ON_CUDA: auto, cuda, cuda:n too
     The sizes that are None are those of TASKS. Raises GuardError when results differ, before anything is timed.
     """
     import torch
@@ -97,7 +103,10 @@ def bench(
     from hybridna_core.model.hybrid import HybridLM, count_parameters
     from hybridna_kernels import dispatch
 
-    kind = choose_task(task, precision, count)
+    if str(device) == "auto":
+        device = choose_device(device)
+    kind = choose_task(task, precision, count, str(device))
+    device = choose_device(device)
     hidden_size = kind.hidden_size if hidden_size is None else hidden_size
     state_size = kind.state_size if state_size is None else state_size
     lengths, count = tuple(lengths or kind.lengths), kind.count if count is None else count
@@ -119,28 +128,31 @@ def bench(
         hidden_size, 2 * hidden_size, layer_pattern(layers), hidden_size // 32, max(1, hidden_size // 128),
         mamba_n_heads=hidden_size // 32, mamba_d_state=state_size,
     )  # fmt: skip
+    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
     if task == "lengths":
         from hybridna_core.context_lengths import time_lengths
 
-        rows = time_lengths(config, lengths, repeats, limit, progress)
+        rows = time_lengths(config, lengths, repeats, limit, progress, device, precision)
     else:
-        model = HybridLM(config).train(task == "train").requires_grad_(task == "train")
+        model = HybridLM(config, device, torch.float32 if task == "train" else dtype)
+        model = model.train(task == "train").requires_grad_(task == "train")
         rows = []
         for number, length in enumerate(lengths, start=1):
             rows += _time_task(task, model, length, count, precision, repeats)
             if progress:
                 progress(number, len(lengths))
-    kernels = {op: name for op, name, state in dispatch.report() if state == "in use"}
+    kernels = {op: name for op, name, state in dispatch.report(device, dtype) if state == "in use"}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     summary = BenchSummary(
         task, kind.beside, kind.unit, precision, hidden_size, layers, state_size, count_parameters(config),
-        torch.get_num_threads(), versions, kernels, tuple(rows),
+        name, torch.get_num_threads(), versions, kernels, tuple(rows),
     )  # fmt: skip
     if plot is not None:
         draw_bench(summary, plot, force=force)
     return summary
 
 
-def choose_task(task, precision, count):
+def choose_task(task, precision, count, device):
     """Return the Task of a name; raise UsageError for what there is not, and for options that are another task's."""
     if task not in TASKS:
         close = nearest(task, TASKS)
@@ -148,8 +160,11 @@ def choose_task(task, precision, count):
         raise UsageError(f"is {task!r}, must be {', '.join(TASKS)}", where="--task", hint=hint)
     if precision not in PRECISIONS:
         raise UsageError(f"is {precision!r}, must be {' or '.join(PRECISIONS)}", where="--precision")
-    if precision != "fp32" and task not in PEERED:
-        raise UsageError(f"{task} is timed in fp32", where="--precision")
+    if device.startswith("cuda") and task not in ON_CUDA:
+        raise UsageError(f"{task} is timed on the CPU", where="--device", hint=f"{', '.join(ON_CUDA)} run on CUDA too")
+    if precision != "fp32" and task not in PEERED and not device.startswith("cuda"):
+        hint = "--device cuda takes bf16" if task in ON_CUDA else None
+        raise UsageError(f"{task} is timed in fp32", where="--precision", hint=hint)
     if count is not None and TASKS[task].count is None:
         raise UsageError(f"{task} has no number of things to choose", where="--count")
     return TASKS[task]

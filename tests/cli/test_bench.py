@@ -26,6 +26,7 @@ def test_table_and_json_say_the_same(capsys, tmp_path):
         ]
         assert seconds == [f"{value:.4f}" for value in due["hybridna"] + due["other"]]
         assert row["ratio"] == f"{due['ratio']:.2f}" and row["regions_per_s"] == f"{due['per_second']:.4g}"
+    assert found["device"] == "cpu" and "device cpu" in captured.err
     assert found["beside"] in captured.err and found["versions"]["torch"] in captured.err
 
 
@@ -42,6 +43,15 @@ def test_a_point_without_figures_says_why(capsys, monkeypatch):
 def test_an_unknown_task_names_the_nearest(capsys):
     assert run(["bench", "--task", "length"]) == 2
     assert "did you mean lengths?" in capsys.readouterr().err
+
+
+def test_a_device_that_a_task_does_not_take_or_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    work = ["--device", "cuda", "--length", "20", *SIZES]
+    assert run(["bench", "--task", "embed", *work]) == 2
+    assert "--device: embed is timed on the CPU; forward, train, lengths run on CUDA too" in capsys.readouterr().err
+    assert run(["bench", "--task", "lengths", *work]) == 5
+    assert "no device cuda" in capsys.readouterr().err
 
 
 def test_help_names_every_task():

@@ -1,23 +1,28 @@
 """bench: equal results come before any timing; what is timed is what is named; what takes too long is said."""
 
 import contextlib
+import io
 import json
+import math
 import os
 import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from hybridna_core import context_lengths, peer_passes, slow_ways, timing
-from hybridna_core.bench_plot import list_panels
+from hybridna_core.bench_plot import draw_bench, list_panels
 from hybridna_core.commands.bench import bench
 from hybridna_core.config import preset
 from hybridna_core.context_lengths import Point
 from hybridna_core.errors import GuardError, SystemFault, UsageError
-from hybridna_core.model.hybrid import count_parameters
+from hybridna_core.model.hybrid import HybridLM, count_parameters
 from hybridna_core.model.likelihood import read
-from hybridna_kernels import cpu
+from hybridna_kernels import cpu, dispatch
 
 SIZES = {"hidden_size": 64, "layers": 2, "state_size": 16, "repeats": 1}
 SMALL = {**SIZES, "lengths": (33,)}
@@ -91,7 +96,8 @@ def test_nothing_is_timed_when_results_differ(monkeypatch, task, what):
         {"task": "sleep"}, {"precision": "fp8"}, {"hidden_size": 100}, {"hidden_size": 0}, {"repeats": 0},
         {"limit": 0, "task": "lengths"}, {"count": 3}, {"count": 0, "task": "embed"},
         {"task": "embed", "precision": "bf16"}, {"task": "score", "lengths": (127,)}, {"plot": "x.pdf"},
-        {"task": "beam", "count": 10**9},
+        {"task": "beam", "count": 10**9}, {"task": "embed", "device": "cuda"}, {"task": "mixer", "device": "cuda:1"},
+        {"task": "lengths", "precision": "bf16"}, {"device": "tpu"},
     ],
     ids=lambda change: " ".join(f"{name}={value}" for name, value in change.items()),
 )  # fmt: skip
@@ -104,9 +110,10 @@ def test_what_cannot_be_timed(change):
 def test_own_tasks_beside_a_slow_way(task):
     found = bench(task=task, **SIZES, **OWN[task])
     # With a compiler, whole blocks are read in one call too.
-    assert found.to_dict()["rows"] and set(found.kernels) - {"product", "mamba_block", "attention_block"} == {
+    assert found.to_dict()["rows"] and set(found.kernels) - {"product", "decode", "mamba_block", "attention_block"} == {
         "ssd_scan", "ssd_step", "causal_conv1d", "attention", "gated_rms_norm",
     }  # fmt: skip
+    assert found.device == "cpu"
     for row in found.rows:
         consistent(row)
     cases = {
@@ -303,7 +310,196 @@ def test_attention_of_the_transformer_is_torchs_unless_asked(monkeypatch, asked)
     assert context_lengths.kernels_of("hybrid") == (asked or "")
 
 
+# A CUDA device, which the CPU stands in for
+
+
+class OnCpu(TorchFunctionMode):
+    """Within the block, tensors asked for on a CUDA device come to lie on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        def swap(value):
+            is_device = func is not torch.device and isinstance(value, torch.device | str)
+            return "cpu" if is_device and str(value).startswith("cuda") else value
+
+        return func(*map(swap, args), **{name: swap(value) for name, value in (kwargs or {}).items()})
+
+
+class StandIn:
+    """What torch.cuda says: work is done when it is waited for, and memory is what a test says that it takes."""
+
+    def __init__(self):
+        self.calls, self.now, self.queued, self.held, self.most = [], 0.0, 0.0, 3 << 20, 50 << 20
+
+    def synchronize(self, device=None):
+        self.now, self.queued = self.now + self.queued, 0.0
+        self.calls.append("wait")
+
+    def reset_peak_memory_stats(self, device=None):
+        self.most = self.held
+
+    def take(self, size):
+        self.most = max(self.most, self.held + size)
+
+    def queue(self, seconds):
+        self.queued += seconds
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    stand_in, autocast = StandIn(), torch.autocast
+
+    def cast(device_type, *args, enabled=True, **kwargs):
+        if device_type == "cuda":
+            stand_in.calls.append(("cast", enabled))
+            stand_in.take(7 << 20)
+        return autocast("cpu", *args, enabled=enabled, **kwargs)
+
+    def report(device, dtype):
+        stand_in.calls.append(("report", str(device), dtype))
+        return [("ssd_scan", "triton", "in use"), ("ssd_scan", "chunked", "usable")]
+
+    for name, function in {
+        "is_available": lambda: True, "device_count": lambda: 1, "get_device_name": lambda device: "a GPU",
+        "synchronize": stand_in.synchronize, "reset_peak_memory_stats": stand_in.reset_peak_memory_stats,
+        "memory_allocated": lambda device: stand_in.held, "max_memory_allocated": lambda device: stand_in.most,
+        "empty_cache": lambda: stand_in.calls.append("empty"),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(torch, "autocast", cast)
+    monkeypatch.setattr(dispatch, "report", report)
+    monkeypatch.setattr(HybridLM, "device", property(lambda model: torch.device("cuda")))
+    with OnCpu():
+        yield stand_in
+
+
+def test_a_device_is_waited_for_before_the_clock_is_read(monkeypatch, cuda):
+    monkeypatch.setattr(time, "perf_counter", lambda: cuda.now)
+    cuda.queue(5.0)
+    turns = timing.take_turns([lambda: cuda.queue(2.0), lambda: cuda.queue(3.0)], 2, torch.device("cuda"))
+    assert turns == [[2.0, 2.0], [3.0, 3.0]]
+    monkeypatch.setattr(context_lengths, "read_all", lambda model, tokens: cuda.queue(tokens.shape[1]))
+    assert context_lengths.measure(preset("tiny"), 20, 2, math.inf, "cuda")["seconds"] == [20.0, 20.0]
+
+
+@pytest.mark.parametrize("device, first", [("cpu", 10), ("cuda", 20)])
+def test_a_device_is_warm_for_the_whole_length(monkeypatch, cuda, device, first):
+    read = []
+    monkeypatch.setattr(HybridLM, "segment", 5)
+    monkeypatch.setattr(context_lengths, "read_all", lambda model, tokens: read.append(tokens.shape[1]))
+    context_lengths.measure(preset("tiny"), 20, 2, math.inf, device)
+    assert read == [first, 20, 20]
+
+
+def test_peaks_of_a_device_are_those_of_each_function(cuda):
+    functions = [lambda size=size: cuda.take(size) for size in (10, 100, 10)]
+    assert timing.take_peaks(functions, torch.device("cuda")) == (10, 100, 10)
+
+
+@pytest.mark.parametrize("task", ["forward", "train"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_passes_on_a_device(monkeypatch, cuda, task, precision):
+    pytest.importorskip("transformers")
+    twins, honest = [], peer_passes.bamba_twin
+    monkeypatch.setattr(peer_passes, "bamba_twin", lambda *args: (twins.append(honest(*args)), twins[-1])[1])
+    found = bench(task=task, device="cuda", precision=precision, **SMALL)
+    (one,) = found.rows
+    assert (found.device, found.kernels) == ("a GPU", {"ssd_scan": "triton"})
+    assert one.products is None and one.peak_share is None and one.peaks == (7 << 20, 7 << 20)
+    consistent(one)
+    assert one.difference < (1e-4 if precision == "fp32" else 0.05)
+    rounded = precision == "bf16"
+    assert rounded == (one.difference > 1e-4)
+    # Both ways: weights where they are not trained, else under autocast.
+    weights = torch.bfloat16 if rounded and task == "forward" else torch.float32
+    assert {p.dtype for p in twins[0].parameters()} == {weights}
+    assert {call for call in cuda.calls if call[0] == "cast"} == {("cast", rounded and task == "train")}
+    # Compared, measured and timed.
+    assert sum(call[0] == "cast" for call in cuda.calls) == 6 and cuda.calls.count("wait") == 4
+    assert cuda.calls[-1] == ("report", "cuda", torch.bfloat16 if rounded else torch.float32)
+
+
+def test_both_ways_rounded_may_differ_by_twice_as_much(monkeypatch, cuda):
+    pytest.importorskip("transformers")
+    limits = []
+    monkeypatch.setattr(peer_passes, "check_equal", lambda what, ours, others, limit, where: limits.append(limit) or 0)
+    for precision in ("fp32", "bf16"):
+        bench(device="cuda", precision=precision, **SMALL)
+    assert limits == [1e-3, 0.2]
+
+
+def test_lengths_on_a_device_end_where_its_memory_does(monkeypatch, cuda):
+    honest, dtypes = context_lengths.read_all, set()
+
+    def read_some(model, tokens, segment=None):
+        dtypes.add(model.dtype)
+        if set(model.config.layer_types) == {"attention"} and tokens.shape[1] > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        cuda.take(7 << 20)
+        return honest(model, tokens, segment)
+
+    def run(command, **kwargs):
+        cuda.calls.append("process")
+        monkeypatch.setattr(sys, "argv", command[-2:])
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            context_lengths.main()
+        return subprocess.CompletedProcess(command, 0, out.getvalue(), "")
+
+    monkeypatch.setattr(context_lengths, "read_all", read_some)
+    monkeypatch.setattr(context_lengths.subprocess, "run", run)
+    found = bench(task="lengths", device="cuda", precision="bf16", **SIZES, lengths=(40, 80, 120))
+    assert [(p.model, p.tokens, p.status) for p in found.rows] == [
+        ("hybrid", 40, "ok"), ("transformer", 40, "ok"),
+        ("hybrid", 80, "ok"), ("transformer", 80, "out of memory"),
+        ("hybrid", 120, "ok"), ("transformer", 120, "skipped: 80 tokens were out of memory"),
+    ]  # fmt: skip
+    assert {(p.peak_bytes, p.resident) for p in found.rows if p.status == "ok"} == {(7 << 20, 10 << 20)}
+    assert dtypes == {torch.bfloat16} and (found.device, found.precision) == ("a GPU", "bf16")
+    assert cuda.calls.count("empty") == 1 and cuda.calls.index("empty") < cuda.calls.index("process")
+    labels = [curve.label for curve in list_panels(found)[0][1]]
+    assert labels == ["hybrid", "transformer (from 80 tokens on: out of memory)"]
+
+
+@pytest.mark.parametrize("precision, limit", [("fp32", 1e-3), ("bf16", 0.1)])
+def test_lengths_on_a_device_are_not_measured_when_kernels_are_wrong(monkeypatch, cuda, precision, limit):
+    def answer(model, tokens, segment=None):
+        return torch.full(tokens.shape, error * limit if segment else 0.0)
+
+    monkeypatch.setattr(context_lengths, "read_all", answer)
+    error = 0.9
+    context_lengths.check_model("hybrid", preset("tiny"), 40, "cuda", precision)
+    error = 1.1
+    with pytest.raises(GuardError, match="log-probabilities differ by"):
+        context_lengths.check_model("hybrid", preset("tiny"), 40, "cuda", precision)
+
+
+@pytest.mark.parametrize("change", [{}, {"task": "train"}, {"task": "lengths", "precision": "bf16"}])
+def test_a_device_that_is_not_there(monkeypatch, change):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemFault, match="no device cuda"):
+        bench(**{**SMALL, **change}, device="cuda")
+
+
+def test_a_device_found_by_itself_is_refused_too(cuda):
+    with pytest.raises(UsageError) as error:
+        bench(task="embed", device="auto", **SMALL)
+    assert error.value.where == "--device"
+
+
 # The picture
+
+
+def test_title_says_what_the_rows_were_taken_on(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    titles = []
+    monkeypatch.setattr(Figure, "suptitle", lambda figure, text, **kwargs: titles.append(text.splitlines()[0]))
+    point = Point("hybrid", 40, "ok", (1.0, 1.0, 1.0), 1, 40.0, None, 2**20, 2**21)
+    monkeypatch.setattr(context_lengths, "time_lengths", lambda *_: [point])
+    found = bench(task="lengths", **SIZES)._replace(threads=5, versions={"torch": "2"})
+    draw_bench(found, tmp_path / "cpu.png")
+    draw_bench(found._replace(device="a GPU", precision="bf16"), tmp_path / "gpu.png")
+    assert titles == [f"hybridna bench --task lengths, {what}, torch 2" for what in ("threads: 5", "a GPU, bf16")]
 
 
 @pytest.mark.parametrize("task", ["embed", "lengths"])
