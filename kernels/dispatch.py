@@ -47,7 +47,7 @@ _CANDIDATES = {
 }
 OPS = tuple(_CANDIDATES)
 # Ways of matrix products with weights on CPU, among which `gemm` chooses.
-PRODUCTS = "tiles", "vectors", "onednn"
+PRODUCTS = "tiles", "vectors", "onednn", "torch"
 # Ways of one-token steps, see `graphs`.
 STEPS = "graph", "eager"
 _WAYS = {"product": PRODUCTS, "decode": STEPS}

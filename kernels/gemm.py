@@ -1,12 +1,14 @@
 """Matrix product with a weight, by the fastest route of the machine.
 
 x (..., in), weight (out, in) -> x weight^T (..., out); CPU float32 goes through our C++ where the weight is small and
-wants no gradient, or where the processor has matrix tiles, else through oneDNN; all else through torch; inside
-`bf16_products`, CPU float32 factors are rounded to bfloat16 first
+wants no gradient, in training through MKL on Intel's processors, else through oneDNN; all else through torch; inside
+`bf16_products`, CPU float32 factors are rounded to bfloat16 first, for the processor's matrix tiles where it has some
 """
 
 import contextlib
 import functools
+import re
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,16 @@ def _has_onednn():
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@functools.cache
+def _suits_mkl():
+    """Say whether torch's own products are Intel's on an Intel processor: elsewhere they are half as fast as oneDNN's."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    return torch.backends.mkl.is_available() and re.search("^vendor_id.*GenuineIntel", text, re.MULTILINE) is not None
+
+
 def refuse_product(way, device="cpu", dtype=torch.float32):
     """Say why products with weights do not go a way of `dispatch.PRODUCTS` as things stand, or None."""
     asked = dispatch.forced().get("product")
@@ -48,7 +60,9 @@ def refuse_product(way, device="cpu", dtype=torch.float32):
         return "needs float32 on CPU"
     if way == "tiles":
         return cpu.refuse_tiles()
-    return cpu.refuse() if way == "vectors" else None if _has_onednn() else "torch is built without it"
+    if way == "onednn":
+        return None if _has_onednn() else "torch is built without it"
+    return cpu.refuse() if way == "vectors" else None
 
 
 def count_slices(tokens, numbers):
@@ -92,7 +106,7 @@ def refuse_block(x, state, laid):
     # It follows the choice for each of the ops that it is made of.
     chosen = dispatch.forced()
     ways = {op: (None, "tiles") if op == "ssd_scan" and laid.slices else (None, "cpu") for op in laid.block.ops}
-    if any(chosen.get(op) not in ways[op] for op in laid.block.ops) or chosen.get("product") == "onednn":
+    if any(chosen.get(op) not in ways[op] for op in laid.block.ops) or chosen.get("product") in ("onednn", "torch"):
         return "HYBRIDNA_KERNELS asks for others"
     if _rounded and not (laid.slices and x.shape[1] > 1):
         return "products are rounded"
@@ -109,20 +123,24 @@ def linear(x, weight, bias=None):
     bias    (out,) or None
 
     torch's own float32 product on some CPUs is half as fast as oneDNN's, which gives the same precision; tiles (AMX)
-    take all bits of float32 in three slices.
+    take all bits of float32 in three slices. In training those pay on a core of one's own alone: beside a busy sibling
+    thread, and slicing both factors anew each time, they are slower than vectors.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    slices = count_slices(_tokens(x), weight.numel())
+    slices, way = count_slices(_tokens(x), weight.numel()), dispatch.forced().get("product")
+    is_trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if uses_panels(x, weight):
         y = cpu.product(x, weight, slices=slices)
-    elif slices and _tokens(x) >= LEAST_TOKENS and weight.numel():
+    elif slices and (_rounded or way == "tiles") and _tokens(x) >= LEAST_TOKENS and weight.numel():
         y = _TileLinear.apply(x, weight, slices)
-    elif not _has_onednn():
+    elif way == "torch" or not _has_onednn():
         return F.linear(x, weight, bias)
     elif _rounded:
         y = _RoundedLinear.apply(x, weight)
-    elif torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    elif is_trained and way != "onednn" and _suits_mkl():
+        return F.linear(x, weight, bias)
+    elif is_trained:
         y = _Linear.apply(x, weight)
     else:
         return _onednn(x, weight, bias)
@@ -131,8 +149,8 @@ def linear(x, weight, bias=None):
 
 def multiply(way, x, weight):
     """Multiply by a weight in one of the ways of `dispatch.PRODUCTS`, float32 on CPU without autograd; as `linear`."""
-    if way == "onednn":
-        return _onednn(x, weight)
+    if way in ("onednn", "torch"):
+        return _onednn(x, weight) if way == "onednn" else F.linear(x, weight)
     return cpu.product(x, weight, slices=cpu.EXACT if way == "tiles" else 0)
 
 

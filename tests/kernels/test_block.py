@@ -319,8 +319,9 @@ def test_it_is_refused_where_it_could_not_be_right(name, monkeypatch):
         monkeypatch.setenv("HYBRIDNA_KERNELS", "product=vectors")
         assert not is_taken()
     assert is_taken()
-    monkeypatch.setenv("HYBRIDNA_KERNELS", "product=onednn")
-    assert not is_taken()
+    for text in ("product=onednn", "product=torch"):
+        monkeypatch.setenv("HYBRIDNA_KERNELS", text)
+        assert not is_taken()
     monkeypatch.delenv("HYBRIDNA_KERNELS")
     for parameter in block.parameters():
         parameter.requires_grad_(True)

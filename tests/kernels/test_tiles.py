@@ -114,7 +114,8 @@ def test_a_rows_bits_depend_on_neither_its_neighbours_nor_threads(depth, outputs
 
 @tiles
 @pytest.mark.parametrize("rounded, limit", [(False, 1e-6), (True, 0.02)])
-def test_gradients(rounded, limit):
+def test_gradients(rounded, limit, monkeypatch):
+    monkeypatch.setenv("HYBRIDNA_KERNELS", "product=tiles")
     x, weight = draw(1, (2, 40, 70), (50, 70))
     leaves = [t.requires_grad_() for t in (x, weight)]
     with gemm.bf16_products(rounded):
@@ -149,11 +150,16 @@ def test_which_products_go_there(monkeypatch):
     assert ways(x, fixed) == [("product", cpu.EXACT)]
     # Single tokens, however many: by what is read, not by the number of rows.
     assert ways(x[:, :1], fixed) == [("product", 0)]
-    assert ways(x, weight) == [("matmul", None)]
-    assert ways(x[:, : gemm.LEAST_TOKENS - 1], weight) == []
+    # With all bits, what is trained goes there when asked alone.
+    assert ways(x, weight) == []
+    with monkeypatch.context() as patch:
+        patch.setenv("HYBRIDNA_KERNELS", "product=tiles")
+        assert ways(x, weight) == [("matmul", None)]
+        assert ways(x[:, : gemm.LEAST_TOKENS - 1], weight) == []
     with gemm.bf16_products():
         assert ways(x, fixed) == [("product", cpu.ROUNDED)]
-        assert ways(x[:, :1], fixed) == []
+        assert ways(x[:, :1], fixed) == [] and ways(x, weight) == [("matmul", None)]
+        assert ways(x[:, : gemm.LEAST_TOKENS - 1], weight) == []
     with monkeypatch.context() as patch:
         patch.setattr(cpu, "LARGEST_WEIGHT", 100)
         assert ways(x, fixed) == ways(x, weight) == []
@@ -161,7 +167,7 @@ def test_which_products_go_there(monkeypatch):
             assert ways(x, fixed) == [("product", cpu.ROUNDED)] and ways(x, weight) == [("matmul", None)]
     monkeypatch.setenv("HYBRIDNA_KERNELS", "product=vectors")
     assert ways(x, fixed) == [("product", 0)] and ways(x, weight) == []
-    for text in ("product=onednn", "onednn", "reference"):
+    for text in ("product=onednn", "onednn", "product=torch", "torch", "reference"):
         monkeypatch.setenv("HYBRIDNA_KERNELS", text)
         assert ways(x, fixed) == ways(x, weight) == []
 
@@ -200,7 +206,7 @@ def test_where_there_are_none(monkeypatch):
 
 def test_names_of_products_are_known(monkeypatch):
     monkeypatch.setenv("HYBRIDNA_KERNELS", "product=abacus")
-    with pytest.raises(dispatch.KernelError, match=r"product=tiles\|vectors\|onednn"):
+    with pytest.raises(dispatch.KernelError, match=r"product=tiles\|vectors\|onednn\|torch"):
         dispatch.forced()
     monkeypatch.setenv("HYBRIDNA_KERNELS", "vectors")
     assert dispatch.forced() == {"product": "vectors"}
