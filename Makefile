@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench bench-all bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths bench-gpu heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check experiments coding effects gue speed card sharing
+.PHONY: demo test lint docs examples bench bench-all bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths bench-gpu heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check sanitize experiments coding effects gue speed card sharing
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -148,6 +148,12 @@ kernels-compiled: .venv/bin/pytest
 gpu-check: .venv/bin/pytest
 	PYTHON=.venv/bin/python kernels/gpu_check.sh
 	.venv/bin/python -m pytest -q -n0 tests/core/test_decode.py
+
+# The C++ kernels under AddressSanitizer, which finds what they read or write beside their arrays.
+ASAN = LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 CXX="$(CXX) -g -fsanitize=address"
+sanitize: .venv/bin/pytest
+	$(ASAN) .venv/bin/python -m pytest -q -n0 tests/kernels/test_cpu.py tests/kernels/test_cpu_training.py \
+	    tests/kernels/test_product.py tests/kernels/test_tiles.py tests/kernels/test_block.py
 
 slow: .venv/bin/pytest
 	.venv/bin/python -m pytest -q -m slow

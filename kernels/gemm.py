@@ -43,7 +43,7 @@ def _has_onednn():
 
 @functools.cache
 def _suits_mkl():
-    """Say whether torch's own products are Intel's on an Intel processor: elsewhere they are half as fast as oneDNN's."""
+    """Say whether torch's own products are Intel's on an Intel processor; elsewhere those are slower than oneDNN's."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:

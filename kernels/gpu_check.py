@@ -1,4 +1,4 @@
-"""The Triton kernels on a CUDA device: right, and how fast. Started by gpu_check.sh.
+"""The Triton kernels on a CUDA device: right, and how fast; and attention to earlier keys. Started by gpu_check.sh.
 
 inputs of the presets' shapes -> kernels, plain torch, mamba-ssm where installed -> parity.json, time.json -> table.md
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from hybridna_kernels import packages, reference
+from hybridna_kernels import installed, packages, reference
 from hybridna_kernels import triton as ours
 from hybridna_kernels.triton import setting
 
@@ -52,7 +52,10 @@ def draw(length, heads, head_dim, groups, size, batch, device, dtype):
     state = normal(batch, heads, head_dim, size).float()
     rows, narrow = normal(batch, length, width), max(8, width // 2)
     target = torch.randint(12, (batch * length,), generator=generator).to(device)
+    few = max(1, heads // 2)
+    q, k, v = (normal(batch, n, h, 32) for n, h in ((length, heads), (length + 70, few), (length + 70, few)))
     return {
+        "attention": (q, k, v, *(t[:1, :50] for t in (v, k))),
         "ssd_scan": (x, dt, A, B, C, D, state),
         "ssd_step": (x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, state, torch.arange(batch - 1, -1, -1, device=device)),
         "causal_conv1d": (mixed, normal(channels, 4), normal(channels), normal(batch, 3, channels)),
@@ -72,8 +75,11 @@ def plain_cross_entropy(hidden, head, target):
     return F.cross_entropy((hidden @ head.t()).to(reference.accumulation_dtype(hidden)), target, reduction="none")
 
 
-# op -> (kernel, plain torch), of the tensors that `draw` gives.
+# op -> (kernel, plain torch), of the tensors that `draw` gives. Attention, to earlier and shared keys, is torch's own.
 OPS = {
+    "attention": tuple(
+        lambda *t, f=f: f(*t[:3], shared_k=t[3], shared_v=t[4]) for f in (installed.sdpa, reference.attention)
+    ),
     "ssd_scan": tuple(lambda *t, f=f: f(*t[:6], state=t[6]) for f in (ours.ssd_scan, reference.ssd_scan)),
     "ssd_step": tuple(lambda *t, f=f: f(*t[:7], rows=t[7]) for f in (ours.ssd_step, reference.ssd_step)),
     "causal_conv1d": tuple(
@@ -126,10 +132,11 @@ def parity(device, lengths=(1, 63, 64, 65, 257, 4133), shapes=((4, 64, 1, 64), (
                 for op, tensors in draw(length, *shape, 2, device, dtype).items():
                     kernel, plain = OPS[op]
                     about = {"op": op, "dtype": str(dtype), "shape": shape, "length": length, "limit": LIMITS[dtype]}
-                    for name, function in {"triton": kernel, **adapters(op, tensors)}.items():
+                    own = "sdpa" if op == "attention" else "triton"
+                    for name, function in {own: kernel, **adapters(op, tensors)}.items():
                         row = {"kernel": name, **about}
                         try:
-                            backward = op != "ssd_step"
+                            backward = op not in ("ssd_step", "attention")
                             found = results(function, tensors, backward)
                             exact = [t.double() if t.is_floating_point() else t for t in tensors]
                             due = results(plain, exact, backward)
@@ -198,6 +205,8 @@ def timings(device, lengths=(2048, 8192, 32768, 131072), shape=FULL, tokens=6553
     for length in lengths:
         batch = max(1, tokens // length)
         for op, tensors in draw(length, *shape, batch, device, torch.bfloat16).items():
+            if op not in PREDICTED:
+                continue
             kernel, plain = OPS[op]
             for training in (False, True) if op == "ssd_scan" else (False,):
                 made = {"triton": kernel, "torch": plain, **({} if training else adapters(op, tensors))}

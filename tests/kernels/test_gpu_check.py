@@ -43,7 +43,7 @@ def test_its_parts(tmp_path):
     for part, found in (("parity", rows), ("time", times)):
         (tmp_path / f"{part}.json").write_text(json.dumps({"setting": gpu_check.describe(CPU), "rows": found}))
     text = gpu_check.table(tmp_path)
-    assert f"| {rows[0]['op']} | triton | torch.float32 | 1 | 1 | 5.0e-01 |" in text
+    assert f"| {rows[0]['op']} | {rows[0]['kernel']} | torch.float32 | 1 | 1 | 5.0e-01 |" in text
     assert "- failed: RuntimeError: out of something" in text
     assert text.count("| 16 | 1 |") == len(gpu_check.PREDICTED)
     assert (tmp_path / "table.md").read_text() == text
