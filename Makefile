@@ -8,7 +8,7 @@ GENOMES ?= genomes
 SCRATCH ?= runs/experiments
 EXPERIMENTS ?=
 
-.PHONY: demo test lint docs examples bench bench-all bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths bench-gpu heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams kernels-compiled gpu-check sanitize experiments coding effects gue speed card sharing
+.PHONY: demo test lint docs examples bench bench-all bench-commands bench-train bench-mixer bench-score bench-embed bench-beam bench-lengths bench-gpu heldout slow kill-storm stop-storm bit-flips long-context store-soak vcf-soak score-storm embed-soak embeddings label-models designs beams products kernels-compiled gpu-check sanitize experiments coding effects gue speed card sharing
 
 demo: .venv/bin/hybridna
 	.venv/bin/hybridna score-variants demo/promoter_variants.vcf -f demo/yeast_chrI.fa.gz --window 1024
@@ -136,6 +136,10 @@ label-models: .venv/bin/hybridna
 
 designs: .venv/bin/hybridna
 	.venv/bin/python docs/judge_label_models.py --out $(SCRATCH)/labels
+
+# The ways of matrix products, on one core: tiles, vectors, oneDNN, torch's own.
+products: .venv/bin/pytest
+	.venv/bin/python docs/time_products.py
 
 # Beams of 256 x 80 and 2,500 x 200 bases beside reading all again, and beside transformers.
 beams: .venv/bin/pytest
