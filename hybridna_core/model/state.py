@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from hybridna_kernels.reference import accumulation_dtype
+
 
 class MambaState(NamedTuple):
     """Mamba-2 layer: last inputs of the convolution and the recurrent state.
@@ -65,12 +67,12 @@ class FixedAttentionState(NamedTuple):
         batch, _, heads, head_dim = q.shape
         kv_heads = k.shape[2]
         queries = (q * head_dim**-0.5).reshape(batch, kv_heads, heads // kv_heads, head_dim)
-        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
         unread = torch.arange(self.keys.shape[1], device=q.device) > self.length
-        scores = torch.matmul(queries, self.keys.permute(0, 2, 3, 1)).to(exact).masked_fill(unread, float("-inf"))
+        scores = torch.matmul(queries, self.keys.permute(0, 2, 3, 1)).to(accumulation_dtype(q))
+        scores = scores.masked_fill(unread, float("-inf"))
         shared = 0 if self.shared_keys is None else self.shared_keys.shape[1]
         if shared:
-            common = torch.einsum("bgqd,pgd->bgqp", queries, self.shared_keys[0]).to(exact)
+            common = torch.einsum("bgqd,pgd->bgqp", queries, self.shared_keys[0]).to(scores.dtype)
             scores = torch.cat([common, scores], dim=-1)
         weights = torch.softmax(scores, dim=-1).to(q.dtype)
         out = torch.matmul(weights[..., shared:], self.values.transpose(1, 2))

@@ -160,6 +160,23 @@ def test_a_network_with_fixed_weights_fuses_its_blocks_and_gives_the_same(monkey
         assert (state.layers[0].ssm - after.layers[0].ssm).abs().max() < 1e-5
 
 
+@pytest.mark.skipif(not gemm._has_onednn(), reason="torch is built without oneDNN")
+def test_training_goes_through_mkl_on_intels_processors_alone(monkeypatch):
+    monkeypatch.delenv("HYBRIDNA_KERNELS", raising=False)
+    x, weight = torch.randn(20, 32), torch.randn(40, 32, requires_grad=True)
+
+    def is_ours():
+        return type(gemm.linear(x, weight).grad_fn).__name__ == "_LinearBackward"
+
+    for suits in (True, False):
+        monkeypatch.setattr(gemm, "_suits_mkl", lambda suits=suits: suits)
+        assert is_ours() == (not suits)
+        for way, asked in (("onednn", True), ("torch", False)):
+            with monkeypatch.context() as patch:
+                patch.setenv("HYBRIDNA_KERNELS", f"product={way}")
+                assert is_ours() == asked
+
+
 def test_adapters_and_trained_weights_are_not_bypassed():
     model = HybridLM(TINY).eval().requires_grad_(False)
     tokens = torch.randint(7, 11, (1, 40), generator=torch.Generator().manual_seed(1))
